@@ -1,0 +1,1 @@
+"""Forky Pig forks running virtual machines the way a kernel forks processes."""

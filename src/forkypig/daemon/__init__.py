@@ -1,0 +1,1 @@
+"""What the daemons share: settings, logging, the gRPC server, signals."""

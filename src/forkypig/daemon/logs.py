@@ -1,0 +1,23 @@
+"""Structured logging: an event name with fields, a line each, to stderr (which `forky up` points at a file)."""
+
+import logging
+import sys
+
+import structlog
+
+
+def configure(daemon: str, level: str) -> None:
+    """Sets up structlog for this process; every line names the daemon."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    structlog.contextvars.bind_contextvars(daemon=daemon)

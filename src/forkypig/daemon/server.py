@@ -1,0 +1,102 @@
+"""Runs one gRPC server on a Unix socket until SIGTERM: health, reflection, pid file, 0600 socket in a 0700 directory."""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from forkypig.daemon.settings import Settings
+from forkypig.v1 import common_pb2
+
+VERSION = "0.1.0"
+log = structlog.get_logger()
+
+# With gRPC's defaults calls are cancelled at random once a thousand are in flight.
+SERVER_OPTIONS = (
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+
+Register = Callable[[grpc.aio.Server], None]
+
+
+class AlreadyRunning(Exception):
+    """Another process of this home holds the daemon's lock."""
+
+
+class PidFile:
+    """A locked file with the daemon's pid. The lock goes with the process, so a stale file never misleads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise AlreadyRunning(path.stem) from error
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps({"pid": os.getpid()}).encode(), 0)
+
+
+def daemon_message(started_us: int) -> common_pb2.Daemon:
+    """What this process says of itself."""
+    return common_pb2.Daemon(pid=os.getpid(), version=VERSION, started_us=started_us)
+
+
+async def serve(
+    settings: Settings,
+    daemon: str,
+    register: Register,
+    service_names: Iterable[str],
+    *,
+    before_stop: Callable[[], Awaitable[None]] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, or until `stop` is set; then ends open calls and returns.
+
+    The caller holds the PidFile, which is what makes unlinking a left-over socket safe.
+    """
+    path = settings.socket(daemon)
+    path.unlink(missing_ok=True)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    register(server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+    old_umask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+    finally:
+        os.umask(old_umask)
+    for name in ("", *service_names):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    log.info("serving", socket=str(path), pid=os.getpid())
+    await stop.wait()
+    log.info("stopping")
+    await health_servicer.enter_graceful_shutdown()
+    if before_stop is not None:
+        await before_stop()
+    await server.stop(grace=1.0)
+    path.unlink(missing_ok=True)
+
+
+def now_us() -> int:
+    """Microseconds since the Unix epoch."""
+    return time.time_ns() // 1000

@@ -1,0 +1,79 @@
+"""Every error that a user of Forky Pig can meet, named for what the caller can do about it.
+
+    ForkyError
+    ├── InvalidRequest       the request can never succeed as it is: correct it
+    ├── NotFound             the named thing is not there
+    ├── AlreadyExists        the name is taken: choose another
+    ├── NotPossibleNow       right request, wrong state: change the state first
+    │   └── Busy             another operation is under way: try again when it is done
+    ├── ResourceExhausted    memory, disk, processes or files ran out: free some
+    ├── GuestUnresponsive    the machine runs but its agent does not answer
+    ├── MachineFailed        QEMU died or refused
+    ├── HostUnreachable      a daemon can't be reached: `forky up`
+    ├── DeadlineExceeded     it took longer than allowed
+    └── InternalError        a defect of ours
+
+A message is one sentence or two for a person: what it is about, what is wrong, what to do next.
+"""
+
+
+class ForkyError(Exception):
+    """The root of all our errors. `str()` is fit for a user."""
+
+
+class InvalidRequest(ForkyError):
+    """The request can never succeed as it is."""
+
+
+class NotFound(ForkyError):
+    """The thing that was named is not there."""
+
+    def __init__(self, kind: str, name: str, hint: str = "") -> None:
+        """`kind` is "machine", "snapshot", …; `hint` says what to do next."""
+        self.kind, self.name = kind, name
+        super().__init__(f"there is no {kind} «{name}»" + (f": {hint}" if hint else ""))
+
+
+class AlreadyExists(ForkyError):
+    """The name is taken."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"a {kind} named «{name}» exists already: choose another name or remove it first")
+
+
+class NotPossibleNow(ForkyError):
+    """The thing is in a state that does not allow the operation."""
+
+
+class Busy(NotPossibleNow):
+    """Another operation is under way on the same thing."""
+
+    def __init__(self, subject: str, operation: str) -> None:
+        """`operation` is what goes on there, as in «busy: forking»."""
+        self.subject, self.operation = subject, operation
+        super().__init__(f"{subject} is busy: {operation}; try again when that is done")
+
+
+class ResourceExhausted(ForkyError):
+    """The host has not enough memory, disk, processes or open files."""
+
+
+class GuestUnresponsive(ForkyError):
+    """The machine runs, but its agent does not answer."""
+
+
+class MachineFailed(ForkyError):
+    """QEMU died or refused what it was asked."""
+
+
+class HostUnreachable(ForkyError):
+    """A daemon of ours can't be reached."""
+
+
+class DeadlineExceeded(ForkyError):
+    """The operation took longer than it was allowed to."""
+
+
+class InternalError(ForkyError):
+    """A defect of Forky Pig; the daemons' logs say more."""
