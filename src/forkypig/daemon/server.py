@@ -1,4 +1,4 @@
-"""Runs one gRPC server on a Unix socket until SIGTERM: health, reflection, pid file, 0600 socket in a 0700 directory."""
+"""Runs one gRPC server on a Unix socket until SIGTERM, with health, reflection and a locked pid file."""
 
 import asyncio
 import fcntl
