@@ -103,6 +103,11 @@ class Process:
             os.close(self._pidfd)
             self._pidfd = -1
 
+    @property
+    def shut_down(self) -> bool:
+        """Whether QEMU ended in peace: by the guest's power-off or reboot, or by a request."""
+        return self.session.shut_down
+
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal; a process that has ended ignores it."""
         if self._pidfd >= 0:

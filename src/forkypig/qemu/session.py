@@ -28,6 +28,8 @@ class Session:
         self._client.logger.setLevel(60)  # it logs the EOF of every QEMU that quits as an error
         self._descriptor_lock = asyncio.Lock()
         self._ended = asyncio.Event()
+        self._shutdown = EventListener(("SHUTDOWN",))
+        self._client.register_listener(self._shutdown)
 
     async def connect(self, path: Path, timeout_s: float) -> None:
         """Connects to a socket that listens already and waits for QEMU's greeting."""
@@ -67,6 +69,11 @@ class Session:
         listener = EventListener(names or None)
         with self._client.listen(listener):
             yield Events(self, listener)
+
+    @property
+    def shut_down(self) -> bool:
+        """Whether QEMU has said that it shuts down: the guest powered off, or somebody asked QEMU to quit."""
+        return not self._shutdown.empty()
 
     def mark_ended(self) -> None:
         """The process has ended: whoever waits for an event is told."""

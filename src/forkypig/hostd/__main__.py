@@ -1,0 +1,71 @@
+"""`python -m forkypig.hostd`: the per-host daemon."""
+
+import asyncio
+import contextlib
+import resource
+import sys
+
+import grpc
+import structlog
+
+from forkypig.daemon import logs
+from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, serve
+from forkypig.daemon.settings import Settings
+from forkypig.errors import ForkyError
+from forkypig.hostd.adopt import adopt
+from forkypig.hostd.agent_service import AgentServicer
+from forkypig.hostd.host import Host
+from forkypig.hostd.service import HostServicer
+from forkypig.pager.client import PagerClient
+from forkypig.qemu import accelerator
+from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2, host_pb2_grpc
+
+log = structlog.get_logger()
+
+
+async def run(settings: Settings) -> None:
+    """Adopts what is there, then serves until SIGTERM."""
+    started_us = now_us()
+    build = chosen = None
+    try:
+        build = await accelerator.qemu_build(settings.qemu)
+        chosen = await accelerator.choose(settings.qemu, settings.accelerator, settings.home / "cache")
+        log.info("qemu", build=build.build_id, accelerator=chosen.name, reason=chosen.reason)
+    except ForkyError as error:
+        log.warning("no usable QEMU", error=str(error))
+    async with PagerClient(settings.socket("pager")) as pager:
+        host = Host(settings, build, chosen, pager)
+        await adopt(host)
+        services = (host_pb2.DESCRIPTOR.services_by_name["Host"], agent_pb2.DESCRIPTOR.services_by_name["Agent"])
+
+        def register(server: grpc.aio.Server) -> None:
+            host_pb2_grpc.add_HostServicer_to_server(HostServicer(host, started_us), server)
+            agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(host), server)
+
+        await serve(settings, "hostd", register, [s.full_name for s in services], before_stop=host.close)
+
+
+def raise_limits() -> None:
+    """As many open files as the host allows: each machine takes some ten descriptors of ours."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> int:
+    settings = Settings()
+    settings.check()
+    logs.configure("hostd", settings.log_level)
+    try:
+        lock = PidFile(settings.pid_file("hostd"))
+    except AlreadyRunning:
+        print(f"hostd runs already for {settings.home}", file=sys.stderr)
+        return 1
+    raise_limits()
+    asyncio.run(run(settings))
+    del lock
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Adoption: after a crash or an upgrade of hostd, machines run on, and the new hostd finds out what is true.
+
+What lies in the records is held against the processes that run, known by their command lines. Half-made machines are
+removed, a split in the middle is finished when its successor has run and undone when not.
+"""
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from forkypig.errors import ForkyError
+from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
+from forkypig.hostd.settle import settle_later
+from forkypig.model import MachineState, SnapshotId
+from forkypig.qemu import priority, split
+from forkypig.qemu import process as processes
+from forkypig.qemu.process import Process, last_words
+
+if TYPE_CHECKING:
+    from forkypig.hostd.host import Host
+
+log = structlog.get_logger()
+
+
+async def adopt(host: "Host") -> None:
+    """Takes up everything that is there. Called once, before hostd serves."""
+    running = await asyncio.to_thread(processes.running, host.settings.home / "qemu")
+    snapshots = {SnapshotId(key): record for key, record in host.snapshot_ledger.load().items()}
+    machines = list(host.machine_ledger.load().values())
+    for record in snapshots.values():
+        if record.phase is SnapshotPhase.SPLITTING:
+            machines = await _finish_split(host, record, machines, running)
+        elif not (host.settings.snapshots / f"{record.snapshot.id}.devices").exists():
+            host.drop_snapshot_record(record.snapshot.id)
+        else:
+            host.snapshots[record.snapshot.id] = record
+    for record in _parents_first(host.snapshots):
+        await _adopt_snapshot(host, record, running)
+    for machine in machines:
+        await _adopt_machine(host, machine, running)
+    await _end_strangers(host, running)
+
+
+async def _finish_split(
+    host: "Host", record: SnapshotRecord, machines: list[MachineRecord], running: dict[str, int]
+) -> list[MachineRecord]:
+    """hostd died during a split. When the successor has run it is the machine; when not, the old process goes on."""
+    snapshot = record.snapshot.id
+    directory = host.settings.home / "qemu"
+    successor_pid = running.get(record.successor)
+    if successor_pid is not None and record.successor_disk is not None:
+        process = await Process.adopt(directory / record.successor, record.successor, successor_pid, connect=True)
+        status = (await process.session.execute("query-status"))["status"]
+        await process.session.close()
+        process.release()
+        if status in ("running", "paused"):
+            log.info("split finished", snapshot=snapshot)
+            record = replace(record, phase=SnapshotPhase.FROZEN)
+            host.save_snapshot(record)
+            return [_on_successor(m, record) if m.machine.id == record.snapshot.machine else m for m in machines]
+    log.info("split undone", snapshot=snapshot)
+    await _kill(host, record.successor, running)
+    host.maker.parts(record.successor).discard()
+    await host.forget_memory(snapshot)
+    host.drop_snapshot_record(snapshot)
+    if (pid := running.get(record.process_id)) is not None:
+        old = await Process.adopt(directory / record.process_id, record.process_id, pid, connect=False)
+        old.signal(processes.signal.SIGCONT)
+        old.release()
+        old = await Process.adopt(directory / record.process_id, record.process_id, pid, connect=True)
+        if record.was_running:
+            await split.resume(old)
+        await old.session.close()
+        old.release()
+    return machines
+
+
+def _on_successor(record: MachineRecord, split_off: SnapshotRecord) -> MachineRecord:
+    assert split_off.successor_disk is not None
+    return replace(
+        record,
+        machine=replace(record.machine, snapshot=split_off.snapshot.id),
+        process_id=split_off.successor,
+        disk=split_off.successor_disk,
+        memory=split_off.snapshot.id,
+    )
+
+
+def _parents_first(snapshots: dict[SnapshotId, SnapshotRecord]) -> list[SnapshotRecord]:
+    ordered: dict[SnapshotId, SnapshotRecord] = {}
+
+    def visit(record: SnapshotRecord) -> None:
+        if record.snapshot.id in ordered:
+            return
+        if record.memory in snapshots and record.memory is not None:
+            visit(snapshots[record.memory])
+        ordered[record.snapshot.id] = record
+
+    for record in sorted(snapshots.values(), key=lambda r: r.snapshot.created_us):
+        visit(record)
+    return list(ordered.values())
+
+
+async def _adopt_snapshot(host: "Host", record: SnapshotRecord, running: dict[str, int]) -> None:
+    snapshot = record.snapshot.id
+    size_bytes = record.snapshot.shape.memory_mib << 20
+    try:
+        if record.phase is SnapshotPhase.SETTLED:
+            await host.pager.open(snapshot, size_bytes, record.memory)
+            await _kill(host, record.process_id, running)
+            host.maker.parts(record.process_id).discard_process()
+            return
+        pid = running.get(record.process_id)
+        if pid is None or not processes.is_frozen(pid):
+            log.error("snapshot lost: its frozen process is gone", snapshot=snapshot)
+            await host.forget_memory(snapshot)
+            host.drop_snapshot_record(snapshot)
+            return
+        # The pager usually knows it still; after the pager's own death this tells it again.
+        await host.pager.reserve(snapshot, size_bytes, record.memory, pid, record.address)
+        await host.pager.bind(snapshot)
+        directory = host.settings.home / "qemu" / record.process_id
+        host.keep_frozen(record, await Process.adopt(directory, record.process_id, pid, connect=False))
+        settle_later(host, snapshot)
+    except ForkyError as error:
+        log.error("snapshot can't be served", snapshot=snapshot, error=str(error))  # noqa: TRY400
+
+
+async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str, int]) -> None:
+    live = LiveMachine(record, host.machine_saver)
+    host.machines[live.id] = live
+    state = live.state
+    if state in (MachineState.CREATING, MachineState.REMOVING):
+        log.info("half-made machine removed", machine=live.id, state=state.value)
+        await _kill(host, record.process_id, running)
+        await host.discard_machine(live)
+        return
+    pid = running.get(record.process_id)
+    if pid is None:
+        if state in (MachineState.RUNNING, MachineState.PAUSED):
+            directory = host.settings.home / "qemu" / record.process_id
+            live.update(
+                MachineState.FAILED,
+                failure=f"its QEMU process ended while hostd was away ({last_words(directory)}); "
+                f"`forky start {live.name}` boots it again from its disk",
+            )
+        return
+    if state in (MachineState.STOPPED, MachineState.FAILED):
+        await _kill(host, record.process_id, running)
+        return
+    await _adopt_running(host, live, pid)
+
+
+async def _adopt_running(host: "Host", live: LiveMachine, pid: int) -> None:
+    record = live.record
+    priority.normal(pid)  # hostd may have died in the middle of a split
+    try:
+        live.process = await Process.adopt(
+            host.settings.home / "qemu" / record.process_id, record.process_id, pid, connect=True
+        )
+        runs = await split.is_running(live.process)
+    except ForkyError as error:
+        live.update(MachineState.FAILED, failure=f"its QEMU does not answer: {error}")
+        return
+    host.watch(live)
+    live.update(MachineState.RUNNING if runs else MachineState.PAUSED)
+    log.info("adopted", machine=live.id, pid=pid, state=live.state.value)
+    host.spawn(host.reopen_channel(live), f"reopen-{live.id}")
+
+
+async def _kill(host: "Host", process_id: str, running: dict[str, int]) -> None:
+    """Ends a process of ours by its id; one that does not run is fine."""
+    pid = running.pop(process_id, None)
+    if pid is not None:
+        process = await Process.adopt(host.settings.home / "qemu" / process_id, process_id, pid, connect=False)
+        await process.kill()
+
+
+async def _end_strangers(host: "Host", running: dict[str, int]) -> None:
+    """Ends QEMU processes of this home that no record names (shells, mostly) and removes their files."""
+    named = {live.record.process_id for live in host.machines.values()}
+    named |= {record.process_id for record in host.snapshots.values()}
+    for process_id in list(running):
+        if process_id not in named:
+            log.info("process without a record ended", process=process_id)
+            await _kill(host, process_id, running)
+    disks = {live.record.disk for live in host.machines.values()} | {r.disk for r in host.snapshots.values()}
+    consoles = {live.record.console.name for live in host.machines.values()}
+    consoles |= {f"{record.process_id}.log" for record in host.snapshots.values()}
+    await asyncio.to_thread(_remove_leftovers, host, named, {disk.name for disk in disks}, consoles)
+
+
+def _remove_leftovers(host: "Host", named: set[str], disks: set[str], consoles: set[str]) -> None:
+    for directory in (host.settings.home / "qemu").iterdir():
+        if directory.name not in named:
+            host.maker.parts(directory.name).discard_process()
+    for folder, kept in (("disks", disks), ("consoles", consoles)):
+        for path in (host.settings.home / folder).iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Booting: a machine from an image or from its own disk, and the template snapshot that spares the next boot."""
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from forkypig.daemon.server import now_us
+from forkypig.errors import InvalidRequest, MachineFailed
+from forkypig.guest.channel import GuestChannel, Identity
+from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
+from forkypig.hostd.settle import settle_later
+from forkypig.hostd.shells import Parts, Shell
+from forkypig.model import ImageId, Machine, MachineId, MachineState, Shape, Snapshot, SnapshotId, SnapshotKind
+from forkypig.qemu import memory, split
+from forkypig.qemu.command import DirectBoot, Hardware
+from forkypig.qemu.process import last_words
+
+if TYPE_CHECKING:
+    from forkypig.hostd.host import Host
+
+log = structlog.get_logger()
+
+# A Debian guest answers 3.5 s after its start under TCG on an idle core; dozens may boot side by side.
+BOOT_TIMEOUT_S = 180.0
+
+
+async def boot_machine(host: "Host", machine_id: MachineId, name: str, image: ImageId, shape: Shape) -> Machine:
+    """Boots a machine from an image; returns when its agent has answered."""
+    hardware = host.hardware()
+    parts = host.maker.new_parts()
+    files = host.images.files(image)
+    live = host.new_machine(
+        MachineRecord(
+            machine=Machine(
+                id=machine_id,
+                name=name,
+                state=MachineState.CREATING,
+                image=image,
+                shape=shape,
+                accelerator=hardware.accelerator,
+                accelerator_reason=host.accelerator_reason,
+                created_us=now_us(),
+            ),
+            hardware=hardware,
+            process_id=parts.process_id,
+            disk=parts.disk,
+            console=parts.console,
+            memory=None,
+            generation_id=host.no_generation,
+        )
+    )
+    try:
+        await host.maker.overlays([parts], files.disk, files.disk_format, _disk_mib(files.disk, shape))
+        await _boot(host, live, parts)
+    except BaseException:
+        await host.discard_machine(live)
+        raise
+    return live.view()
+
+
+async def start_machine(host: "Host", live: LiveMachine) -> Machine:
+    """Boots a stopped machine from its own disk."""
+    with live.operation("starting", MachineState.STOPPED, MachineState.FAILED):
+        old = host.maker.parts(live.record.process_id)
+        parts = replace(host.maker.new_parts(), disk=live.record.disk)
+        await _boot(host, live, parts)
+        old.discard_process()
+        return live.view()
+
+
+async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
+    """Starts QEMU with the image's kernel on `parts.disk`, and waits for the agent to take on the identity."""
+    async with contextlib.AsyncExitStack() as undo:
+        shell = await _start(host, live.record.machine.image, live.record.machine.shape, live.record.hardware, parts,
+                             live.record.console)
+        undo.push_async_callback(shell.process.kill)
+        identity = Identity(hostname=live.name, machine_id=secrets.token_hex(16))
+        channel = await greet(live.id, shell, identity)
+        undo.pop_all()
+    live.process, live.channel = shell.process, channel
+    host.watch(live)
+    live.update(
+        MachineState.RUNNING,
+        process_id=parts.process_id,
+        memory=None,
+        generation_id=shell.generation_id,
+    )
+
+
+async def _start(
+    host: "Host", image: ImageId, shape: Shape, hardware: Hardware, parts: Parts, console: Path
+) -> Shell:
+    files = host.images.files(image)
+    boot = DirectBoot(files.kernel, files.initrd, files.cmdline)
+    return await host.maker.start(parts, hardware=hardware, shape=shape, memory=None, boot=boot, console=console)
+
+
+async def greet(name: str, shell: Shell, identity: Identity | None) -> GuestChannel:
+    """Waits for the agent of a machine that boots; fails at once when QEMU ends."""
+    channel = GuestChannel(name)
+    opening = asyncio.create_task(
+        channel.open(
+            shell.process.directory / "agent.sock", identity=identity, orphans="kill", deadline_s=BOOT_TIMEOUT_S
+        )
+    )
+    ended = asyncio.create_task(shell.process.ended.wait())
+    try:
+        await asyncio.wait({opening, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            raise MachineFailed(f"the machine ended while it booted: {last_words(shell.process.directory)}")
+        await opening
+    except BaseException:
+        opening.cancel()
+        await asyncio.wait({opening})
+        await channel.close()
+        raise
+    finally:
+        ended.cancel()
+    return channel
+
+
+async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, shape: Shape) -> Snapshot:
+    """Boots an image and freezes it, once its agent has answered, as a template. No machine is left of it."""
+    if snapshot_id in host.snapshots:
+        return host.snapshots[snapshot_id].snapshot
+    hardware = host.hardware()
+    parts = host.maker.new_parts()
+    files = host.images.files(image)
+    async with contextlib.AsyncExitStack() as undo:
+        await host.maker.overlays([parts], files.disk, files.disk_format, _disk_mib(files.disk, shape))
+        undo.callback(parts.discard)
+        shell = await _start(host, image, shape, hardware, parts, parts.console)
+        undo.push_async_callback(shell.discard)
+        channel = await greet(snapshot_id, shell, None)
+        await channel.settle()
+        await channel.close()
+        process = shell.process
+        await split.check_can_be_saved(process)
+        size_bytes = shape.memory_mib << 20
+        address = await asyncio.to_thread(memory.address, process.pid, None, size_bytes)
+        record = _template_record(host, snapshot_id, image, shape, hardware, parts, address)
+        await host.pager.reserve(snapshot_id, size_bytes, None, process.pid, address)
+        undo.push_async_callback(host.forget_memory, snapshot_id)
+        await split.stop(process)
+        await split.save(process, record.devices)
+        undo.callback(record.devices.unlink, missing_ok=True)
+        process.freeze()
+        await host.pager.bind(snapshot_id)
+        host.save_snapshot(record)
+        undo.pop_all()
+    host.keep_frozen(record, process)
+    host.spawn(process.session.close(), f"close-{process.id}")
+    settle_later(host, snapshot_id)
+    return record.snapshot
+
+
+def _template_record(
+    host: "Host", snapshot_id: SnapshotId, image: ImageId, shape: Shape, hardware: Hardware, parts: Parts, address: int
+) -> SnapshotRecord:
+    return SnapshotRecord(
+        snapshot=Snapshot(
+            id=snapshot_id,
+            kind=SnapshotKind.TEMPLATE,
+            image=image,
+            shape=shape,
+            machine_type=hardware.machine_type,
+            qemu_build=host.qemu_build,
+            accelerator=hardware.accelerator,
+            cpu_model=hardware.cpu_model,
+            created_us=now_us(),
+        ),
+        phase=SnapshotPhase.FROZEN,
+        hardware=hardware,
+        process_id=parts.process_id,
+        address=address,
+        disk=parts.disk,
+        devices=host.devices_path(snapshot_id),
+        memory=None,
+    )
+
+
+def _disk_mib(disk: Path, shape: Shape) -> int:
+    """The overlay's size. Raises InvalidRequest where the image does not fit."""
+    smallest = -(-disk.stat().st_size >> 20)
+    if shape.disk_mib < smallest:
+        raise InvalidRequest(f"a disk of {shape.disk_mib} MiB can't hold the image: use --disk {smallest}M or more")
+    return shape.disk_mib

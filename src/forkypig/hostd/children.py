@@ -1,0 +1,172 @@
+"""Children: a shell loads a snapshot, and its agent takes on an identity of its own before anyone may use it."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forkypig.daemon.server import now_us
+from forkypig.errors import ForkyError, MachineFailed, ResourceExhausted
+from forkypig.guest.channel import GuestChannel, Identity
+from forkypig.hostd import faults
+from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.records import MachineRecord, SnapshotRecord
+from forkypig.hostd.shells import Shell
+from forkypig.model import Child, Machine, MachineId, MachineState
+from forkypig.qemu import split
+from forkypig.qemu.process import last_words
+
+if TYPE_CHECKING:
+    from forkypig.hostd.host import Host
+
+# The guest's own work takes 0.1 s under TCG when the host is idle; a hundred children on two cores share it.
+HANDSHAKE_TIMEOUT_S = 60.0
+
+# What a child needs at least before it has touched anything: QEMU's own memory (measured: see bench/results).
+_CHILD_MIB = 32
+_HOST_RESERVE_MIB = 256
+
+
+@dataclass(frozen=True, slots=True)
+class NewChild:
+    """A child that is asked for."""
+
+    id: MachineId
+    name: str
+
+
+def check_memory(count: int) -> None:
+    """Raises ResourceExhausted when `count` more children could drive the host out of memory."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available_mib = int(line.split()[1]) >> 10
+            break
+    else:
+        return
+    needed_mib = count * _CHILD_MIB + _HOST_RESERVE_MIB
+    if available_mib < needed_mib:
+        raise ResourceExhausted(
+            f"{count} children need at least {needed_mib} MiB of host memory and {available_mib} MiB are available: "
+            f"fork fewer, or remove machines"
+        )
+
+
+def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachine:
+    """Writes down that the child is on its way, before anything of it is made."""
+    live = host.new_machine(
+        MachineRecord(
+            machine=Machine(
+                id=child.id,
+                name=child.name,
+                state=MachineState.CREATING,
+                image=record.snapshot.image,
+                shape=record.snapshot.shape,
+                snapshot=record.snapshot.id,
+                parent=record.snapshot.machine,
+                accelerator=record.hardware.accelerator,
+                accelerator_reason=host.accelerator_reason,
+                created_us=now_us(),
+            ),
+            hardware=record.hardware,
+            process_id="",
+            disk=record.disk,
+            console=record.disk,
+            memory=record.snapshot.id,
+            generation_id=host.no_generation,
+        )
+    )
+    return live
+
+
+async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, *, paused: bool, began: float) -> Child:
+    """Makes one child ready. On failure nothing of it is left but its record, which the caller drops."""
+    async with contextlib.AsyncExitStack() as undo:
+        async with host.births:
+            shell = host.pool.take(record.snapshot.id) or await host.maker.for_snapshot(
+                record, host.memory_path(record.snapshot.id)
+            )
+            undo.push_async_callback(shell.discard)
+            channel = await _load(live, shell, undo)
+            if paused:
+                await split.stop(shell.process)
+        faults.reach("child-record")
+        undo.pop_all()
+        live.process, live.channel = shell.process, channel
+        host.watch(live)
+        live.update(
+            MachineState.PAUSED if paused else MachineState.RUNNING,
+            process_id=shell.parts.process_id,
+            disk=shell.parts.disk,
+            console=shell.console,
+            generation_id=shell.generation_id,
+        )
+        return Child(live.view(), (time.perf_counter() - began) * 1000)
+
+
+async def _load(live: LiveMachine, shell: Shell, undo: contextlib.AsyncExitStack) -> GuestChannel:
+    """Loads the snapshot and lets the agent take on the child's identity; returns its channel.
+
+    The greeting waits in the channel before the guest runs, so that the agent's first act is to read it.
+    """
+    channel = GuestChannel(live.id)
+    undo.push_async_callback(channel.close)
+    identity = Identity(hostname=live.name, machine_id=secrets.token_hex(16))
+    faults.reach("child-load")
+    greeting = asyncio.create_task(
+        channel.open(
+            shell.process.directory / "agent.sock",
+            identity=identity,
+            orphans="run",
+            deadline_s=HANDSHAKE_TIMEOUT_S,
+        )
+    )
+    ended = asyncio.create_task(shell.process.ended.wait())
+    try:
+        await split.load(shell.process, paused=False)
+        faults.reach("child-handshake")
+        await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not greeting.done():
+            raise MachineFailed(f"child «{live.name}» died before it was ready: {last_words(shell.process.directory)}")
+        await greeting
+    finally:
+        ended.cancel()
+        greeting.cancel()
+        await asyncio.wait({greeting})
+    return channel
+
+
+async def bear_all(
+    host: "Host", record: SnapshotRecord, children: Sequence[LiveMachine], *, paused: bool, began: float
+) -> tuple[Child, ...]:
+    """Makes all children ready, or none: when one fails the others are removed and the first error is raised."""
+    births = [asyncio.create_task(bear(host, record, live, paused=paused, began=began)) for live in children]
+    try:
+        return tuple(await asyncio.gather(*births))
+    except BaseException:
+        for birth in births:
+            birth.cancel()
+        if births:
+            await asyncio.wait(births)
+        for live in children:
+            await host.discard_machine(live)
+        raise
+
+
+async def fork_snapshot(host: "Host", record: SnapshotRecord, new: Sequence[NewChild], *, paused: bool) -> tuple[Child, ...]:
+    """Starts children from a snapshot that is there."""
+    began = time.perf_counter()
+    check_memory(len(new))
+    host.check_loadable(record)
+    children: list[LiveMachine] = []
+    try:
+        children.extend(announce(host, record, child) for child in new)
+    except (ForkyError, OSError):
+        for live in children:
+            await host.discard_machine(live)
+        raise
+    return await bear_all(host, record, children, paused=paused, began=began)
+

@@ -1,0 +1,36 @@
+"""Points at which a test can make a step fail or kill the daemon. In production nothing listens."""
+
+from collections.abc import Callable
+
+# Every step of a fork, in the order in which they happen; a test injects a failure at each.
+FORK_STEPS = (
+    "reserve",
+    "overlay",
+    "shell",
+    "prepare",
+    "stop",
+    "save",
+    "freeze",
+    "bind",
+    "load",
+    "record",
+    "child-overlay",
+    "child-shell",
+    "child-load",
+    "child-handshake",
+    "child-record",
+)
+
+_listener: Callable[[str], None] | None = None
+
+
+def listen(listener: Callable[[str], None] | None) -> None:
+    """Calls `listener` with the name of each step as it begins; what it raises, the step raises."""
+    global _listener  # noqa: PLW0603
+    _listener = listener
+
+
+def reach(step: str) -> None:
+    """A step begins."""
+    if _listener is not None:
+        _listener(step)

@@ -1,0 +1,233 @@
+"""The split: a running machine becomes a snapshot for ever, and goes on in a successor.
+
+In order, with what a failure costs at each step (docs/split.md has the reasons):
+
+    prepare   the pager offers the snapshot's memory file; an overlay, a shell for the successor      nothing happened
+    stop      vCPUs stand still: the pause begins                                                     `cont`
+    save      device state to a file; the old QEMU lets go of its disk                                `cont`
+    freeze    SIGSTOP; the pager serves the old process's memory                                      SIGCONT, `cont`
+    load      the successor loads the device state and runs: the pause ends                           end it, SIGCONT, `cont`
+    move      the agent's channel goes over; the machine is the successor now                         no way back, none needed
+    children  load the same state, side by side, each with its own identity                           remove the children
+
+Until the successor's vCPUs have run once the old process can go on as if nothing had been, so every failure before
+that is undone, and nothing can fail after it that would cost the machine.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from forkypig.daemon.server import now_us
+from forkypig.errors import ForkyError
+from forkypig.hostd import children, faults
+from forkypig.hostd.children import NewChild
+from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
+from forkypig.hostd.settle import settle_later
+from forkypig.hostd.shells import Shell
+from forkypig.model import ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
+from forkypig.qemu import memory, priority, split
+from forkypig.qemu.process import Process
+
+if TYPE_CHECKING:
+    from forkypig.hostd.host import Host
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class NewSnapshot:
+    """A snapshot that is asked for."""
+
+    id: SnapshotId
+    kind: SnapshotKind
+    tag: str = ""
+
+
+async def fork_machine(
+    host: "Host", live: LiveMachine, new: NewSnapshot, new_children: Sequence[NewChild], *, paused: bool
+) -> ForkResult:
+    """Forks a machine: hot when it runs, cold when it is paused (then it stays paused).
+
+    Raises Busy, NotPossibleNow, ResourceExhausted, MachineFailed or GuestUnresponsive; the machine then goes on as it
+    was and nothing of the fork is left, unless the machine itself was what failed.
+    """
+    began = time.perf_counter()
+    children.check_memory(len(new_children) + 1)
+    with live.operation("forking", MachineState.RUNNING, MachineState.PAUSED):
+        record, pause_ms = await split_machine(host, live, new)
+    born: list[LiveMachine] = []
+    try:
+        born.extend(children.announce(host, record, child) for child in new_children)
+        made = await children.bear_all(host, record, born, paused=paused, began=began)
+    except (ForkyError, OSError):
+        for child in born:
+            await host.discard_machine(child)
+        raise
+    settle_later(host, record.snapshot.id)
+    return ForkResult(snapshot=host.snapshots[record.snapshot.id].snapshot, parent=live.id, pause_ms=pause_ms, children=made)
+
+
+async def split_machine(host: "Host", live: LiveMachine, new: NewSnapshot) -> tuple[SnapshotRecord, float]:
+    """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if it was paused)."""
+    old = live.running_process()
+    was_running = live.state is MachineState.RUNNING
+    async with contextlib.AsyncExitStack() as undo:
+        record, successor = await _prepare(host, live, old, new, was_running, undo)
+        with priority.during_split(old.pid, successor.process.pid, *host.split_pids()):
+            pause_ms = await _pause(host, live, old, successor, record, undo)
+        undo.pop_all()
+    # The successor runs: from here on it is the machine, whatever else happens.
+    record = replace(
+        record,
+        phase=SnapshotPhase.FROZEN,
+        snapshot=replace(record.snapshot, pause_ms=round(pause_ms, 3) if was_running else 0.0),
+    )
+    _take_over(host, live, old, successor, record)
+    await host.move_channel(live)
+    faults.reach("record")
+    host.save_snapshot(record)
+    live.standing_on(
+        record.snapshot.id, process_id=successor.parts.process_id, disk=successor.parts.disk, memory=record.snapshot.id
+    )
+    return record, record.snapshot.pause_ms
+
+
+async def _prepare(
+    host: "Host", live: LiveMachine, old: Process, new: NewSnapshot, was_running: bool, undo: contextlib.AsyncExitStack
+) -> tuple[SnapshotRecord, Shell]:
+    """All that can be done while the parent runs. Nothing here can hurt it."""
+    await split.check_can_be_saved(old)
+    mapped = host.memory_path(live.record.memory) if live.record.memory else None
+    address = await asyncio.to_thread(memory.address, old.pid, mapped, live.memory_bytes)
+    faults.reach("reserve")
+    path = await host.pager.reserve(new.id, live.memory_bytes, live.record.memory, old.pid, address)
+    undo.push_async_callback(host.forget_memory, new.id)
+    parts = host.maker.new_parts()
+    record = _snapshot_record(host, live, old, new, address, was_running, parts.process_id)
+    faults.reach("overlay")
+    await host.maker.overlays([parts], live.record.disk, "qcow2", live.record.machine.shape.disk_mib)
+    undo.callback(parts.discard)
+    host.save_snapshot(replace(record, successor_disk=parts.disk))
+    undo.callback(host.drop_snapshot_record, new.id)
+    faults.reach("shell")
+    successor = await host.maker.start(
+        parts,
+        hardware=live.record.hardware,
+        shape=live.record.machine.shape,
+        memory=path,
+        paused=not was_running,
+        console=live.record.console,
+        generation_id=live.record.generation_id,
+    )
+    undo.push_async_callback(successor.discard)
+    await split.offer_state(successor.process, record.devices)
+    priority.foreground(successor.process.pid)
+    faults.reach("prepare")
+    if live.channel is not None:
+        await live.channel.prepare_move(successor.process.directory / "agent.sock")
+        undo.callback(live.channel.abandon_move)
+    return record, successor
+
+
+async def _pause(
+    host: "Host",
+    live: LiveMachine,
+    old: Process,
+    successor: Shell,
+    record: SnapshotRecord,
+    undo: contextlib.AsyncExitStack,
+) -> float:
+    """From `stop` to the successor running; returns how long that took, in ms."""
+    undo.push_async_callback(_go_on, old, successor, record.was_running)
+    faults.reach("stop")
+    began = time.perf_counter()
+    if record.was_running:
+        await split.stop(old)
+    faults.reach("save")
+    await split.save(old, record.devices)
+    saved = time.perf_counter()
+    faults.reach("freeze")
+    old.freeze()
+    faults.reach("bind")
+    binding = asyncio.create_task(host.pager.bind(record.snapshot.id))
+    undo.push_async_callback(asyncio.wait, {binding})
+    faults.reach("load")
+    await split.load(successor.process, paused=not record.was_running)
+    loaded = time.perf_counter()
+    await binding
+    log.info(
+        "split",
+        machine=live.id,
+        snapshot=record.snapshot.id,
+        saved_ms=round((saved - began) * 1000, 2),
+        pause_ms=round((loaded - began) * 1000, 2),
+    )
+    return (loaded - began) * 1000
+
+
+async def _go_on(old: Process, successor: Shell, was_running: bool) -> None:
+    """Undoes a split whose successor has not run: the old process goes on.
+
+    The successor ends first, since it may hold the disk. `cont` takes the disk back, and there is no other command
+    that does: a machine that was paused runs for the millisecond in between.
+    """
+    await successor.process.kill()
+    old.signal(signal.SIGCONT)
+    try:
+        await split.resume(old)
+        if not was_running:
+            await split.stop(old)
+    except ForkyError as error:
+        log.error("the machine did not go on after a failed fork", process=old.id, error=str(error))  # noqa: TRY400
+
+
+def _snapshot_record(
+    host: "Host", live: LiveMachine, old: Process, new: NewSnapshot, address: int, was_running: bool, successor: str
+) -> SnapshotRecord:
+    hardware = live.record.hardware
+    return SnapshotRecord(
+        snapshot=Snapshot(
+            id=new.id,
+            kind=new.kind,
+            tag=new.tag,
+            parent=live.record.machine.snapshot,
+            machine=live.id,
+            image=live.record.machine.image,
+            shape=live.record.machine.shape,
+            machine_type=hardware.machine_type,
+            qemu_build=host.qemu_build,
+            accelerator=hardware.accelerator,
+            cpu_model=hardware.cpu_model,
+            created_us=now_us(),
+        ),
+        phase=SnapshotPhase.SPLITTING,
+        hardware=hardware,
+        process_id=old.id,
+        address=address,
+        disk=live.record.disk,
+        devices=host.devices_path(new.id),
+        memory=live.record.memory,
+        successor=successor,
+        was_running=was_running,
+    )
+
+
+def _take_over(host: "Host", live: LiveMachine, old: Process, successor: Shell, record: SnapshotRecord) -> None:
+    """The machine is the successor now; the old process belongs to the snapshot. Can't fail: only memory changes.
+
+    Until the records are saved, what lies on disk says «splitting», which after a crash is taken up from what runs.
+    """
+    host.unwatch(live)
+    live.process = successor.process
+    host.watch(live)
+    host.keep_frozen(record, old)
+    host.end_of_load(record.snapshot.id)
+    host.spawn(old.session.close(), f"close-{old.id}")

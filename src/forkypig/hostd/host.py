@@ -1,0 +1,342 @@
+"""The host's state: which machines and snapshots are here, and what belongs to each.
+
+Operations are in modules of their own (boot, fork, children, lifecycle, settle, adopt), as functions on this.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from forkypig.daemon.settings import Settings
+from forkypig.errors import AlreadyExists, ForkyError, NotFound, NotPossibleNow
+from forkypig.guest.channel import GuestChannel
+from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
+from forkypig.hostd.shells import ShellMaker, ShellPool
+from forkypig.images.store import ImageStore
+from forkypig.model import ImageId, Machine, MachineId, MachineState, SnapshotId, SnapshotKind
+from forkypig.pager.client import PagerClient
+from forkypig.qemu.accelerator import Accelerator, QemuBuild
+from forkypig.qemu.command import Hardware
+from forkypig.qemu.process import Process, last_words
+
+log = structlog.get_logger()
+
+_MOVE_TIMEOUT_S = 10.0  # the channel itself moves in a millisecond
+
+
+class Host:
+    """One computer's machines and snapshots."""
+
+    no_generation = UUID(int=0)
+
+    def __init__(
+        self, settings: Settings, build: QemuBuild | None, accelerator: Accelerator | None, pager: PagerClient
+    ) -> None:
+        """`build` and `accelerator` are None where there is no usable QEMU: then nothing can be started."""
+        self.settings, self.pager = settings, pager
+        self._build, self._accelerator = build, accelerator
+        for directory in (settings.home / "qemu", settings.home / "disks", settings.home / "consoles"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.images = ImageStore(settings.images)
+        self.machines: dict[MachineId, LiveMachine] = {}
+        self.snapshots: dict[SnapshotId, SnapshotRecord] = {}
+        self.frozen: dict[SnapshotId, Process] = {}
+        self.machine_ledger = machine_ledger(settings.home)
+        self.snapshot_ledger = snapshot_ledger(settings.home)
+        self.maker = ShellMaker(settings)
+        self.pool = ShellPool(self.maker, settings.shells)
+        # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
+        self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
+        self.settling: dict[SnapshotId, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watchers: set[asyncio.Queue[Machine]] = set()
+
+    # -- what it runs on -----------------------------------------------------------------------------------------
+
+    @property
+    def build(self) -> QemuBuild:
+        """Raises NotPossibleNow where QEMU is missing."""
+        if self._build is None:
+            raise NotPossibleNow("there is no usable QEMU on this host: `forky doctor` says what to do")
+        return self._build
+
+    @property
+    def qemu_build(self) -> str:
+        return self.build.build_id
+
+    @property
+    def accelerator(self) -> Accelerator:
+        if self._accelerator is None:
+            raise NotPossibleNow("there is no usable QEMU on this host: `forky doctor` says what to do")
+        return self._accelerator
+
+    @property
+    def accelerator_reason(self) -> str:
+        return self._accelerator.reason if self._accelerator is not None else ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether machines can be started here."""
+        return self._build is not None and self._accelerator is not None
+
+    @property
+    def build_if_any(self) -> QemuBuild | None:
+        return self._build
+
+    @property
+    def accelerator_if_any(self) -> Accelerator | None:
+        return self._accelerator
+
+    def hardware(self) -> Hardware:
+        """What a machine that boots now is made of."""
+        return Hardware(
+            machine_type=self.build.machine_type,
+            accelerator=self.accelerator.name,
+            cpu_model=self.accelerator.cpu_model,
+            network=self.settings.network,
+        )
+
+    def check_loadable(self, record: SnapshotRecord) -> None:
+        """Raises NotPossibleNow, with the reason, where this host can't load the snapshot.
+
+        Device state is only understood by the QEMU build that wrote it: the read-only memory of a machine (firmware,
+        tables) is not in a snapshot, every process loads its own, and it must be the same.
+        """
+        snapshot = record.snapshot
+        if record.phase is SnapshotPhase.SPLITTING:
+            raise NotPossibleNow(f"snapshot {snapshot.id} is being made: try again in a moment")
+        if snapshot.qemu_build != self.qemu_build:
+            raise NotPossibleNow(
+                f"snapshot {snapshot.id} was made by another build of QEMU ({snapshot.qemu_build}; "
+                f"here is {self.qemu_build}): install that build, or start its machine afresh"
+            )
+        if snapshot.accelerator != self.accelerator.name:
+            raise NotPossibleNow(
+                f"snapshot {snapshot.id} was made under {snapshot.accelerator}, and this host uses "
+                f"{self.accelerator.name} ({self.accelerator.reason}): set FORKY_ACCELERATOR={snapshot.accelerator}"
+            )
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    def machine(self, machine: str) -> LiveMachine:
+        """The machine with this id, or NotFound."""
+        live = self.machines.get(MachineId(machine))
+        if live is None:
+            raise NotFound("machine", machine)
+        return live
+
+    def new_machine(self, record: MachineRecord) -> LiveMachine:
+        """Takes up a machine and writes it down."""
+        if record.machine.id in self.machines:
+            raise AlreadyExists("machine", record.machine.id)
+        live = LiveMachine(record, self.machine_saver)
+        self.machine_saver(live)
+        self.machines[live.id] = live
+        return live
+
+    def machine_saver(self, live: LiveMachine) -> None:
+        """Writes a machine down and tells the watchers."""
+        self.machine_ledger.save(live.id, live.record)
+        for watcher in self._watchers:
+            watcher.put_nowait(live.view())
+
+    async def end_machine(self, live: LiveMachine) -> None:
+        """Cuts a machine's power."""
+        self.unwatch(live)
+        await live.close_channel()
+        process, live.process = live.process, None
+        if process is not None:
+            await process.kill()
+        live.update(MachineState.STOPPED)
+
+    async def discard_machine(self, live: LiveMachine) -> None:
+        """Ends a machine and removes all that is its own. Safe to call at any stage, and twice."""
+        self.unwatch(live)
+        await live.close_channel()
+        process, live.process = live.process, None
+        if process is not None:
+            await process.kill()
+        record = live.record
+        if record.process_id:
+            self.maker.parts(record.process_id).discard_process()
+            for path in (record.disk, record.console):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        self.machine_ledger.delete(live.id)
+        self.machines.pop(live.id, None)
+        live.removed.set()
+        gone = replace(live.record.machine, state=MachineState.REMOVING)
+        for watcher in self._watchers:
+            watcher.put_nowait(gone)
+
+    def watch(self, live: LiveMachine) -> None:
+        """From here on the end of the machine's QEMU is noticed."""
+        process = live.process
+        assert process is not None
+        process.on_end = lambda: self.spawn(self._has_ended(live, process), f"ended-{live.id}")
+        if process.ended.is_set():
+            process.on_end()
+
+    def unwatch(self, live: LiveMachine) -> None:
+        if live.process is not None:
+            live.process.on_end = None
+
+    async def _has_ended(self, live: LiveMachine, process: Process) -> None:
+        """QEMU ended by itself: the guest powered off (QEMU then exits in peace) or something killed it."""
+        if live.process is not process:
+            return
+        live.process = None
+        await live.close_channel()
+        await process.session.close()
+        if process.shut_down:
+            live.update(MachineState.STOPPED)
+        else:
+            words = last_words(process.directory)
+            live.update(
+                MachineState.FAILED,
+                failure=f"its QEMU process {process.pid} ended unexpectedly ({words}); "
+                f"`forky start {live.name}` boots it again from its disk",
+            )
+
+    async def move_channel(self, live: LiveMachine) -> None:
+        """The agent's channel goes over to the successor. Where that fails it is opened afresh."""
+        if live.channel is None:
+            return
+        try:
+            async with asyncio.timeout(_MOVE_TIMEOUT_S):
+                await live.channel.move()
+        except (ForkyError, OSError, TimeoutError) as error:
+            log.warning("channel did not move", machine=live.id, error=str(error))
+            await live.close_channel()
+            self.spawn(self.reopen_channel(live), f"reopen-{live.id}")
+
+    async def reopen_channel(self, live: LiveMachine) -> None:
+        """Finds the agent of a machine that runs already."""
+        process = live.process
+        if process is None:
+            return
+        channel = GuestChannel(live.id)
+        try:
+            await channel.open(process.directory / "agent.sock", identity=None, orphans="kill", deadline_s=60.0)
+        except (ForkyError, OSError) as error:
+            log.warning("agent does not answer", machine=live.id, error=str(error))
+            await channel.close()
+            return
+        live.channel = channel
+
+    async def watch_machines(self) -> AsyncIterator[Machine]:
+        """All machines as they are, and then each as it changes; REMOVING is the last of one."""
+        queue: asyncio.Queue[Machine] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            for live in list(self.machines.values()):
+                yield live.view()
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    def snapshot(self, snapshot: str) -> SnapshotRecord:
+        """The snapshot with this id, or NotFound."""
+        record = self.snapshots.get(SnapshotId(snapshot))
+        if record is None:
+            raise NotFound("snapshot", snapshot)
+        return record
+
+    def save_snapshot(self, record: SnapshotRecord) -> None:
+        self.snapshots[record.snapshot.id] = record
+        self.snapshot_ledger.save(record.snapshot.id, record)
+
+    def drop_snapshot_record(self, snapshot: SnapshotId) -> None:
+        """Forgets a snapshot and its device state."""
+        self.snapshots.pop(snapshot, None)
+        self.snapshot_ledger.delete(snapshot)
+        self.devices_path(snapshot).unlink(missing_ok=True)
+
+    def keep_frozen(self, record: SnapshotRecord, process: Process) -> None:
+        """A process was frozen for this snapshot. If it ends before it is settled the snapshot is lost."""
+        snapshot = record.snapshot.id
+        self.snapshots[snapshot] = record
+        self.frozen[snapshot] = process
+        process.on_end = lambda: log.error("frozen process ended, its snapshot is lost", snapshot=snapshot)
+
+    def devices_path(self, snapshot: SnapshotId) -> Path:
+        """The file with its device state."""
+        return self.settings.snapshots / f"{snapshot}.devices"
+
+    def memory_path(self, snapshot: SnapshotId) -> Path:
+        """The pager's file with its memory."""
+        return self.settings.memory / snapshot / "memory"
+
+    async def forget_memory(self, snapshot: SnapshotId) -> None:
+        try:
+            await self.pager.forget(snapshot)
+        except ForkyError as error:
+            log.warning("pager did not forget", snapshot=snapshot, error=str(error))
+
+    def end_of_load(self, snapshot: SnapshotId) -> None:
+        self.spawn(self._end_of_load(snapshot), f"end-of-load-{snapshot}")
+
+    async def _end_of_load(self, snapshot: SnapshotId) -> None:
+        try:
+            await self.pager.end_of_load(snapshot)
+        except ForkyError as error:
+            log.warning("pager did not end the recording", snapshot=snapshot, error=str(error))
+
+    def split_pids(self) -> tuple[int, ...]:
+        """Our own processes that a split waits for."""
+        return (os.getpid(), self.pager.pid) if self.pager.pid else (os.getpid(),)
+
+    def refill_pool(self, record: SnapshotRecord) -> None:
+        """Keeps shells ready for a template that was just used."""
+        if record.snapshot.kind is SnapshotKind.TEMPLATE:
+            self.pool.refill(record, self.memory_path(record.snapshot.id))
+
+    def check_image_unused(self, image: ImageId) -> None:
+        """Raises NotPossibleNow while a machine or a snapshot stands on the image's disk."""
+        by = [live.name for live in self.machines.values() if live.record.machine.image == image]
+        by += [record.snapshot.id for record in self.snapshots.values() if record.snapshot.image == image]
+        if by:
+            raise NotPossibleNow(f"image {image} is needed by {', '.join(by[:5])}: remove these first")
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Holds a task that somebody else awaits, so that it lives when they go away."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Runs `work` in the background; what it raises is logged."""
+        task = asyncio.create_task(work, name=name)
+        self.keep(task)
+        task.add_done_callback(self._log_failure)
+
+    def _log_failure(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background task failed", task=task.get_name(), exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Lets go of everything; machines and frozen processes go on."""
+        for settling in self.settling.values():
+            settling.cancel()
+        await self.pool.close()
+        for task in list(self._tasks):
+            task.cancel()
+        for live in self.machines.values():
+            await live.close_channel()
+            if live.process is not None:
+                live.process.release()
+                await live.process.session.close()
+        for process in self.frozen.values():
+            process.release()

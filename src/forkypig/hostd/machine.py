@@ -1,0 +1,118 @@
+"""A machine as hostd holds it: its record, its QEMU process, its agent's channel, and the one operation under way."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from forkypig.errors import Busy, GuestUnresponsive, NotPossibleNow
+from forkypig.guest.channel import GuestChannel
+from forkypig.hostd.records import MachineRecord
+from forkypig.model import Machine, MachineId, MachineState
+from forkypig.qemu.process import Process
+
+log = structlog.get_logger()
+
+
+class LiveMachine:
+    """One machine. Its state changes in `update` only, which saves, logs and tells the watchers."""
+
+    def __init__(
+        self,
+        record: MachineRecord,
+        save: Callable[["LiveMachine"], None],
+        process: Process | None = None,
+        channel: GuestChannel | None = None,
+    ) -> None:
+        self.record = record
+        self.process = process
+        self.channel = channel
+        self.removed = asyncio.Event()
+        self._save = save
+        self._operation = ""
+
+    @property
+    def id(self) -> MachineId:
+        return self.record.machine.id
+
+    @property
+    def name(self) -> str:
+        return self.record.machine.name
+
+    @property
+    def state(self) -> MachineState:
+        return self.record.machine.state
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.record.machine.shape.memory_mib << 20
+
+    def view(self) -> Machine:
+        """The machine as others see it now."""
+        pid = self.process.pid if self.process is not None else None
+        return replace(self.record.machine, qemu_pid=pid, operation=self._operation)
+
+    def update(self, state: MachineState | None = None, failure: str = "", **changes: Any) -> None:
+        """Changes the record; `changes` are fields of MachineRecord."""
+        machine = self.record.machine
+        if state is not None and state is not machine.state:
+            log.info("machine", id=self.id, name=self.name, was=machine.state.value, now=state.value, why=failure)
+            machine = replace(machine, state=state, failure=failure)
+        if "machine" in changes:
+            raise AssertionError("change the machine through `state` or `standing_on`")
+        self.record = replace(self.record, machine=machine, **changes)
+        self._save(self)
+
+    def standing_on(self, snapshot: Any, **changes: Any) -> None:
+        """The machine stands on another snapshot now."""
+        self.record = replace(self.record, machine=replace(self.record.machine, snapshot=snapshot), **changes)
+        self._save(self)
+
+    @contextlib.contextmanager
+    def operation(self, name: str, *allowed: MachineState) -> Iterator[None]:
+        """One operation at a time: raises Busy while another runs, NotPossibleNow in other states than `allowed`."""
+        if self._operation:
+            raise Busy(f"machine «{self.name}»", self._operation)
+        if self.state not in allowed:
+            raise NotPossibleNow(self._not_possible(name, allowed))
+        self._operation = name
+        try:
+            yield
+        finally:
+            self._operation = ""
+
+    def _not_possible(self, name: str, allowed: tuple[MachineState, ...]) -> str:
+        wanted = " or ".join(state.value for state in allowed)
+        sentence = f"machine «{self.name}» is {self.state.value}; {name} needs it to be {wanted}"
+        if self.state is MachineState.FAILED and self.record.machine.failure:
+            sentence += f" (it failed: {self.record.machine.failure})"
+        elif self.state is MachineState.STOPPED:
+            sentence += f": forky start {self.name}"
+        elif self.state is MachineState.PAUSED:
+            sentence += f": forky resume {self.name}"
+        return sentence
+
+    def running_process(self) -> Process:
+        """Its QEMU. Raises NotPossibleNow when none runs."""
+        if self.process is None:
+            raise NotPossibleNow(f"machine «{self.name}» has no QEMU process: forky start {self.name}")
+        return self.process
+
+    def agent(self) -> GuestChannel:
+        """The channel to its agent. Raises when the machine does not run or its agent was lost."""
+        if self.state is not MachineState.RUNNING:
+            raise NotPossibleNow(self._not_possible("this", (MachineState.RUNNING,)))
+        if self.channel is None:
+            raise GuestUnresponsive(
+                f"the agent of machine «{self.name}» does not answer: look at `forky logs {self.name}`, "
+                f"or restart it with forky stop --force and forky start"
+            )
+        return self.channel
+
+    async def close_channel(self) -> None:
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            await channel.close()

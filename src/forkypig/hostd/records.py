@@ -1,0 +1,113 @@
+"""What hostd must know again after a crash: a JSON file per machine and per snapshot, replaced atomically.
+
+Not fsynced: the files have to survive the death of hostd, and after a power loss no QEMU is left to be adopted.
+"""
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Generic, TypeVar
+from uuid import UUID
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from forkypig.errors import ResourceExhausted
+from forkypig.model import Machine, MachineId, Snapshot, SnapshotId
+from forkypig.qemu.command import Hardware
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRecord:
+    """A machine, and what hostd needs to go on with it."""
+
+    machine: Machine
+    hardware: Hardware
+    process_id: str  # of the QEMU that runs it, or ran it last
+    disk: Path  # its writable overlay
+    console: Path
+    memory: SnapshotId | None  # whose memory its QEMU maps; None: it booted, now or after a stop
+    generation_id: UUID  # what VMGENID says; a machine keeps it over its own forks
+
+
+class SnapshotPhase(Enum):
+    """Where a snapshot's memory is."""
+
+    SPLITTING = "splitting"  # the split is under way: after a crash it is finished or undone
+    FROZEN = "frozen"  # in a QEMU process that was stopped for ever
+    SETTLED = "settled"  # in its layer file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord:
+    """A snapshot, and where its parts lie."""
+
+    snapshot: Snapshot
+    phase: SnapshotPhase
+    hardware: Hardware
+    process_id: str  # of the frozen QEMU
+    address: int  # of guest memory in it
+    disk: Path
+    devices: Path  # device state
+    memory: SnapshotId | None  # whose memory the frozen QEMU maps
+    successor: str = ""  # process id of the shell that was to go on, while splitting
+    successor_disk: Path | None = None
+    was_running: bool = True
+
+
+_Record = TypeVar("_Record")
+_Id = TypeVar("_Id", bound=str)
+
+
+class Ledger(Generic[_Id, _Record]):
+    """One JSON file per record in a directory."""
+
+    def __init__(self, directory: Path, record_type: type[_Record]) -> None:
+        self._directory = directory
+        self._adapter: TypeAdapter[_Record] = TypeAdapter(record_type)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _path(self, record_id: _Id) -> Path:
+        return self._directory / f"{record_id}.json"
+
+    def save(self, record_id: _Id, record: _Record) -> None:
+        """Writes a record whole or not at all. Raises ResourceExhausted when the disk is full."""
+        path = self._path(record_id)
+        new = path.with_suffix(".new")
+        try:
+            new.write_bytes(self._adapter.dump_json(record))
+            new.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again") from error
+            raise
+
+    def delete(self, record_id: _Id) -> None:
+        """Removes a record; one that is not there is fine."""
+        self._path(record_id).unlink(missing_ok=True)
+
+    def load(self) -> dict[str, _Record]:
+        """All records by id. An unreadable one is set aside and logged: it must not keep the others from coming up."""
+        records = {}
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                records[path.stem] = self._adapter.validate_json(path.read_bytes())
+            except (ValidationError, OSError) as error:
+                log.error("unreadable record", path=str(path), error=str(error))  # noqa: TRY400
+                os.replace(path, path.with_suffix(".damaged"))
+        return records
+
+
+def machine_ledger(home: Path) -> "Ledger[MachineId, MachineRecord]":
+    return Ledger(home / "machines", MachineRecord)
+
+
+def snapshot_ledger(home: Path) -> "Ledger[SnapshotId, SnapshotRecord]":
+    return Ledger(home / "snapshots", SnapshotRecord)

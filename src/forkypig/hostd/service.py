@@ -1,0 +1,271 @@
+"""hostd's gRPC face: checks what enters, runs the operation, answers in protobuf.
+
+An operation runs in a task of its own and goes on to its end when the caller goes away: half a fork helps nobody, and
+a caller that asks again with the same ids gets what was made.
+"""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+
+from forkypig.daemon.server import daemon_message
+from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
+from forkypig.hostd import boot, children, doctor, fork, lifecycle, settle
+from forkypig.hostd.children import NewChild
+from forkypig.hostd.console import read_console
+from forkypig.hostd.host import Host
+from forkypig.images import debian
+from forkypig.model import ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
+from forkypig.model.ids import check_id
+from forkypig.v1 import common_pb2 as pb
+from forkypig.v1 import host_pb2 as host_pb
+from forkypig.v1 import host_pb2_grpc
+from forkypig.wire import convert
+from forkypig.wire.status import abort
+
+log = structlog.get_logger()
+_T = TypeVar("_T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def _answers(method: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
+    """Ends the call with a proper status when the method raises."""
+
+    @functools.wraps(method)
+    async def call(self: "HostServicer", request: Any, context: _Context) -> _T:
+        try:
+            return await method(self, request, context)
+        except Exception as error:  # noqa: BLE001 - the edge of an RPC
+            await abort(context, error)
+
+    return call
+
+
+def _streams(method: Callable[..., AsyncIterator[_T]]) -> Callable[..., AsyncIterator[_T]]:
+    """The same for a method that streams."""
+
+    @functools.wraps(method)
+    async def call(self: "HostServicer", request: Any, context: _Context) -> AsyncIterator[_T]:
+        try:
+            async for message in method(self, request, context):
+                yield message
+        except Exception as error:  # noqa: BLE001 - the edge of an RPC
+            await abort(context, error)
+
+    return call
+
+
+class HostServicer(host_pb2_grpc.HostServicer):
+    """forkypig.v1.Host."""
+
+    def __init__(self, host: Host, started_us: int) -> None:
+        self._host, self._started_us = host, started_us
+
+    async def _to_the_end(self, name: str, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs `work` to its end, though the caller may go away before."""
+        task = asyncio.create_task(work, name=name)
+        self._host.keep(task)
+        return await asyncio.shield(task)
+
+    # -- the host ------------------------------------------------------------------------------------------------
+
+    @_answers
+    async def GetHostStatus(self, request: pb.Empty, context: _Context) -> host_pb.HostStatus:
+        status = host_pb.HostStatus(hostd=daemon_message(self._started_us))
+        host = self._host
+        try:
+            status.pager.CopyFrom(await host.pager.daemon())
+        except ForkyError as error:
+            status.pager_error = str(error)
+        if host.usable:
+            status.accelerator, status.accelerator_reason = host.accelerator.name, host.accelerator.reason
+            status.qemu_version, status.qemu_build = host.build.version_text, host.build.build_id
+        resources = await asyncio.to_thread(doctor.resources, host.settings)
+        status.memory_total_mib = resources.memory_total_mib
+        status.memory_available_mib = resources.memory_available_mib
+        status.disk_available_mib = resources.disk_available_mib
+        return status
+
+    @_answers
+    async def Doctor(self, request: pb.Empty, context: _Context) -> host_pb.HostDoctorResponse:
+        checks = await doctor.checks(self._host.settings, self._host.build_if_any, self._host.accelerator_if_any)
+        return host_pb.HostDoctorResponse(
+            checks=[
+                pb.Check(
+                    name=check.name,
+                    verdict=pb.Check.Verdict.Value(f"VERDICT_{check.verdict.upper()}"),
+                    detail=check.detail,
+                    remedy=check.remedy,
+                )
+                for check in checks
+            ]
+        )
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    @_answers
+    async def BootMachine(self, request: host_pb.BootMachineRequest, context: _Context) -> pb.Machine:
+        host, machine = self._host, MachineId(check_id(request.machine))
+        if machine in host.machines:
+            return convert.machine_to_wire(host.machines[machine].view())
+        work = boot.boot_machine(
+            host,
+            machine,
+            check_name("machine", request.name),
+            ImageId(check_id(request.image)),
+            convert.shape_from_wire(request.shape),
+        )
+        return convert.machine_to_wire(await self._to_the_end(f"boot-{machine}", work))
+
+    @_answers
+    async def MakeTemplate(self, request: host_pb.MakeTemplateRequest, context: _Context) -> pb.Snapshot:
+        snapshot = SnapshotId(check_id(request.snapshot))
+        work = boot.make_template(
+            self._host, snapshot, ImageId(check_id(request.image)), convert.shape_from_wire(request.shape)
+        )
+        return convert.snapshot_to_wire(await self._to_the_end(f"template-{snapshot}", work))
+
+    @_answers
+    async def ForkMachine(self, request: host_pb.ForkMachineRequest, context: _Context) -> pb.ForkResult:
+        host, snapshot = self._host, SnapshotId(check_id(request.snapshot))
+        new_children = _children(request.children)
+        if snapshot in host.snapshots:
+            return convert.fork_result_to_wire(self._made_before(snapshot, new_children))
+        live = host.machine(check_id(request.machine))
+        new = fork.NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag)
+        work = fork.fork_machine(host, live, new, new_children, paused=request.paused)
+        return convert.fork_result_to_wire(await self._to_the_end(f"fork-{snapshot}", work))
+
+    def _made_before(self, snapshot: SnapshotId, new_children: Iterable[NewChild]) -> ForkResult:
+        """The answer to a fork that is asked for again."""
+        record = self._host.snapshot(snapshot)
+        made = tuple(
+            children.Child(self._host.machines[child.id].view(), 0.0)
+            for child in new_children
+            if child.id in self._host.machines
+        )
+        parent, pause_ms = record.snapshot.machine, record.snapshot.pause_ms
+        return ForkResult(snapshot=record.snapshot, parent=parent, pause_ms=pause_ms, children=made)
+
+    @_answers
+    async def ForkSnapshot(self, request: host_pb.ForkSnapshotRequest, context: _Context) -> pb.ForkResult:
+        host = self._host
+        record = host.snapshot(check_id(request.snapshot))
+        new_children = _children(request.children)
+        if any(child.id in host.machines for child in new_children):
+            raise AlreadyExists("machine", ", ".join(c.id for c in new_children if c.id in host.machines))
+        work = children.fork_snapshot(host, record, new_children, paused=request.paused)
+        made = await self._to_the_end(f"fork-{record.snapshot.id}", work)
+        host.refill_pool(record)
+        return convert.fork_result_to_wire(
+            ForkResult(snapshot=record.snapshot, parent=None, pause_ms=0.0, children=made)
+        )
+
+    @_answers
+    async def PauseMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
+        live = self._host.machine(request.machine)
+        return convert.machine_to_wire(await self._to_the_end("pause", lifecycle.pause_machine(live)))
+
+    @_answers
+    async def ResumeMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
+        live = self._host.machine(request.machine)
+        return convert.machine_to_wire(await self._to_the_end("resume", lifecycle.resume_machine(live)))
+
+    @_answers
+    async def StopMachine(self, request: host_pb.HostStopMachineRequest, context: _Context) -> pb.Machine:
+        live = self._host.machine(request.machine)
+        work = lifecycle.stop_machine(self._host, live, force=request.force)
+        return convert.machine_to_wire(await self._to_the_end("stop", work))
+
+    @_answers
+    async def StartMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
+        live = self._host.machine(request.machine)
+        if live.state is MachineState.RUNNING:
+            return convert.machine_to_wire(live.view())
+        return convert.machine_to_wire(await self._to_the_end("start", boot.start_machine(self._host, live)))
+
+    @_answers
+    async def RemoveMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Empty:
+        live = self._host.machines.get(MachineId(request.machine))
+        if live is not None:
+            await self._to_the_end("remove", lifecycle.remove_machine(self._host, live))
+        return pb.Empty()
+
+    @_answers
+    async def ListMachines(self, request: pb.Empty, context: _Context) -> host_pb.HostListMachinesResponse:
+        machines = [convert.machine_to_wire(live.view()) for live in self._host.machines.values()]
+        return host_pb.HostListMachinesResponse(machines=machines)
+
+    @_streams
+    async def ReadConsole(
+        self, request: host_pb.HostReadConsoleRequest, context: _Context
+    ) -> AsyncIterator[host_pb.HostConsoleChunk]:
+        live = self._host.machine(request.machine)
+        async for data in read_console(live, follow=request.follow):
+            yield host_pb.HostConsoleChunk(data=data)
+
+    @_streams
+    async def WatchMachines(self, request: pb.Empty, context: _Context) -> AsyncIterator[pb.Machine]:
+        async for machine in self._host.watch_machines():
+            yield convert.machine_to_wire(machine)
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    @_answers
+    async def ListSnapshots(self, request: pb.Empty, context: _Context) -> host_pb.HostListSnapshotsResponse:
+        snapshots = [convert.snapshot_to_wire(record.snapshot) for record in self._host.snapshots.values()]
+        return host_pb.HostListSnapshotsResponse(snapshots=snapshots)
+
+    @_answers
+    async def RemoveSnapshot(self, request: host_pb.HostSnapshotRequest, context: _Context) -> pb.Empty:
+        record = self._host.snapshots.get(SnapshotId(request.snapshot))
+        if record is not None:
+            await self._to_the_end("remove-snapshot", settle.remove_snapshot(self._host, record))
+        return pb.Empty()
+
+    @_streams
+    async def Shutdown(self, request: pb.Empty, context: _Context) -> AsyncIterator[pb.Progress]:
+        async for progress in settle.shut_down(self._host):
+            yield convert.progress_to_wire(progress)
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    @_streams
+    async def BuildImage(
+        self, request: host_pb.HostBuildImageRequest, context: _Context
+    ) -> AsyncIterator[host_pb.HostBuildImageResponse]:
+        steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+        name = check_name("image", request.name or "debian-12")
+        building = asyncio.create_task(
+            debian.build_default(self._host.images, name, rebuild=request.rebuild, progress=steps.put_nowait)
+        )
+        building.add_done_callback(lambda _: steps.put_nowait(None))
+        try:
+            while (step := await steps.get()) is not None:
+                yield host_pb.HostBuildImageResponse(progress=convert.progress_to_wire(step))
+            yield host_pb.HostBuildImageResponse(image=convert.image_to_wire(await building))
+        finally:
+            building.cancel()  # a build that nobody waits for is not worth its CPU
+
+    @_answers
+    async def ListImages(self, request: pb.Empty, context: _Context) -> host_pb.HostListImagesResponse:
+        images = await asyncio.to_thread(self._host.images.list)
+        return host_pb.HostListImagesResponse(images=[convert.image_to_wire(image) for image in images])
+
+    @_answers
+    async def RemoveImage(self, request: host_pb.HostImageRequest, context: _Context) -> pb.Empty:
+        image = ImageId(check_id(request.image))
+        self._host.check_image_unused(image)
+        await asyncio.to_thread(self._host.images.remove, image)
+        return pb.Empty()
+
+
+def _children(messages: Iterable[host_pb.NewChild]) -> list[NewChild]:
+    found = [NewChild(MachineId(check_id(m.machine)), check_name("machine", m.name)) for m in messages]
+    if len({child.id for child in found}) != len(found):
+        raise InvalidRequest("two children of a fork have the same id")
+    return found

@@ -1,0 +1,192 @@
+"""Shells: QEMU processes that wait for device state. Made here, for forks and for the small pool per template."""
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from forkypig.daemon.settings import Settings
+from forkypig.errors import ForkyError
+from forkypig.hostd import faults
+from forkypig.hostd.records import SnapshotRecord
+from forkypig.model import Shape, SnapshotId
+from forkypig.qemu import disks, priority, split
+from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
+from forkypig.qemu.process import Process
+
+log = structlog.get_logger()
+
+# Pools of the templates used last are kept; a shell that waits costs some 25 MiB of its own.
+_POOLS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The files of one QEMU process, all named after its id."""
+
+    process_id: str
+    directory: Path
+    disk: Path
+    console: Path
+
+    def discard_process(self) -> None:
+        """The process has ended: removes its sockets and its log. The disk and the console may live on."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Removes all but the console, which may be its machine's."""
+        self.discard_process()
+        with contextlib.suppress(OSError):
+            self.disk.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class Shell:
+    """A QEMU process, its parts, and what it was started for."""
+
+    process: Process
+    parts: Parts
+    console: Path
+    generation_id: uuid.UUID
+
+    async def discard(self) -> None:
+        """Ends it and removes its files."""
+        await self.process.kill()
+        self.parts.discard()
+        if self.console == self.parts.console:
+            with contextlib.suppress(OSError):
+                self.console.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class ShellMaker:
+    """Starts QEMU processes."""
+
+    settings: Settings
+
+    def new_parts(self) -> Parts:
+        """Fresh names; nothing is made yet."""
+        process_id = f"q-{secrets.token_hex(4)}"
+        return self.parts(process_id)
+
+    def parts(self, process_id: str) -> Parts:
+        """The files of a process by its id."""
+        home = self.settings.home
+        return Parts(
+            process_id,
+            home / "qemu" / process_id,
+            home / "disks" / f"{process_id}.qcow2",
+            home / "consoles" / f"{process_id}.log",
+        )
+
+    async def start(
+        self,
+        parts: Parts,
+        *,
+        hardware: Hardware,
+        shape: Shape,
+        memory: Path | None,
+        boot: DirectBoot | None = None,
+        paused: bool = False,
+        console: Path | None = None,
+        generation_id: uuid.UUID | None = None,
+    ) -> Shell:
+        """Starts QEMU on a disk that is there. On failure the disk stays and the rest is removed."""
+        command = CommandLine(
+            qemu=self.settings.qemu,
+            process_id=parts.process_id,
+            hardware=hardware,
+            shape=shape,
+            disk=parts.disk,
+            console=console or parts.console,
+            memory=memory,
+            boot=boot,
+            paused=paused,
+            generation_id=generation_id or uuid.uuid4(),
+        )
+        try:
+            process = await Process.start(parts.directory, command)
+        except BaseException:
+            parts.discard_process()
+            raise
+        return Shell(process, parts, command.console, command.generation_id)
+
+    async def overlays(self, parts: Sequence[Parts], backing: Path, backing_format: str, disk_mib: int) -> None:
+        """Makes the disks of several processes."""
+        await disks.create_overlays(
+            [part.disk for part in parts], backing=backing, backing_format=backing_format, size_mib=disk_mib
+        )
+
+    async def for_snapshot(self, record: SnapshotRecord, memory: Path) -> Shell:
+        """A shell with its device state offered, ready to load: what a child is made from."""
+        parts = self.new_parts()
+        faults.reach("child-overlay")
+        await self.overlays([parts], record.disk, "qcow2", record.snapshot.shape.disk_mib)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(parts.discard)
+            faults.reach("child-shell")
+            shell = await self.start(parts, hardware=record.hardware, shape=record.snapshot.shape, memory=memory)
+            undo.push_async_callback(shell.discard)
+            await split.offer_state(shell.process, record.devices)
+            priority.foreground(shell.process.pid)
+            undo.pop_all()
+            return shell
+
+
+class ShellPool:
+    """Shells kept ready per template, refilled in the background."""
+
+    def __init__(self, maker: ShellMaker, size: int) -> None:
+        self._maker, self._size = maker, size
+        self._ready: dict[SnapshotId, list[Shell]] = {}
+        self._filling: dict[SnapshotId, asyncio.Task[None]] = {}
+
+    def take(self, snapshot: SnapshotId) -> Shell | None:
+        """A ready shell, or None. One that has died meanwhile is passed over."""
+        shells = self._ready.get(snapshot, [])
+        while shells:
+            shell = shells.pop(0)
+            if not shell.process.ended.is_set():
+                return shell
+            shell.parts.discard()
+        return None
+
+    def refill(self, record: SnapshotRecord, memory: Path) -> None:
+        """Begins to fill the pool of a template."""
+        snapshot = record.snapshot.id
+        if self._size <= 0 or snapshot in self._filling:
+            return
+        task = asyncio.create_task(self._fill(record, memory), name=f"shells-{snapshot}")
+        self._filling[snapshot] = task
+        task.add_done_callback(lambda _: self._filling.pop(snapshot, None))
+
+    async def _fill(self, record: SnapshotRecord, memory: Path) -> None:
+        shells = self._ready.pop(record.snapshot.id, [])
+        self._ready[record.snapshot.id] = shells  # the one used last stands last
+        for oldest in list(self._ready)[:-_POOLS]:
+            await self.drop(oldest)
+        try:
+            while len(shells) < self._size and self._ready.get(record.snapshot.id) is shells:
+                shells.append(await self._maker.for_snapshot(record, memory))
+        except ForkyError as error:
+            log.warning("no shell for the pool", snapshot=record.snapshot.id, error=str(error))
+
+    async def drop(self, snapshot: SnapshotId) -> None:
+        """Ends the shells of one template."""
+        filling = self._filling.get(snapshot)
+        if filling is not None and filling is not asyncio.current_task():
+            filling.cancel()
+            await asyncio.wait({filling})
+        for shell in self._ready.pop(snapshot, []):
+            await shell.discard()
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        for snapshot in {*self._ready, *self._filling}:
+            await self.drop(snapshot)
