@@ -1,0 +1,149 @@
+"""A Forky Pig of its own per test session, driven by the command line; at the end nothing may be left of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+IMAGES = Path(os.environ.get("FORKY_TEST_IMAGES") or CHECKOUT / ".cache/images")
+
+
+class Instance:
+    """One FORKY_HOME and its `forky` command."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        self.environment = {**os.environ, "FORKY_HOME": str(home), "FORKY_SETTLE_AFTER_S": "3600", **settings}
+
+    def run(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 240) -> subprocess.CompletedProcess[bytes]:
+        """Runs `forky ARGUMENTS`."""
+        return subprocess.run(
+            [sys.executable, "-m", "forkypig.cli", *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 240) -> str:
+        """Runs a command that must succeed; its stdout."""
+        done = self.run(*arguments, stdin=stdin, timeout_s=timeout_s)
+        assert done.returncode == 0, f"forky {' '.join(arguments)}: {done.returncode}\n{self.explain(done)}"
+        return done.stdout.decode()
+
+    def json(self, *arguments: str, timeout_s: float = 240) -> Any:
+        """Runs a command with --json."""
+        return json.loads(self.ok(*arguments, "--json", timeout_s=timeout_s))
+
+    def fails(self, *arguments: str, code: int = 1) -> str:
+        """Runs a command that must fail with `code`; its one sentence on stderr."""
+        done = self.run(*arguments)
+        assert done.returncode == code, self.explain(done)
+        error = done.stderr.decode()
+        assert "Traceback" not in error, error
+        return error
+
+    def sh(self, machine: str, script: str) -> str:
+        """Runs a shell script in a machine; its output, stripped."""
+        return self.ok("exec", machine, "--", "sh", "-c", script).strip()
+
+    def pid(self, daemon: str) -> int:
+        """The pid of a daemon."""
+        return int(self.json("status")[daemon]["pid"])
+
+    def kill9(self, *daemons: str) -> None:
+        """Kills daemons and waits until they are gone."""
+        pids = [self.pid(daemon) for daemon in daemons]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() and not _zombie(pid) for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def explain(self, done: subprocess.CompletedProcess[bytes]) -> str:
+        """What a failed command said, and the daemons' last lines."""
+        parts = [done.stdout.decode(errors="replace")[-2000:], done.stderr.decode(errors="replace")[-2000:]]
+        for log in sorted(self.home.glob("logs/*.log")):
+            parts.append(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-25:]))
+        return "\n".join(parts)
+
+    def processes(self) -> dict[int, str]:
+        """Processes that belong to this home, by their command line or environment: pid -> command line."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid() or _zombie(int(entry.name)):
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            home = str(self.home).encode()
+            if home in command or b"FORKY_HOME=" + home + b"\0" in environment:
+                found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")[:300]
+        return found
+
+    def mounts(self) -> list[str]:
+        """Mounts below this home."""
+        return [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.home) in line]
+
+    def end(self) -> None:
+        """`forky down`, and proof that it left nothing. Whatever is left all the same is ended, by pid."""
+        try:
+            self.ok("down")
+            left = self.processes()
+            assert not left, f"down left processes: {left}"
+            assert not self.mounts(), f"down left mounts: {self.mounts()}"
+        finally:
+            for pid in self.processes():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            for mount in self.mounts():
+                subprocess.run(["umount", "-l", mount.split()[1]], check=False)
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def new_instance(**settings: str) -> Instance:
+    """A fresh home whose images are the cached ones."""
+    home = Path(tempfile.mkdtemp(prefix="forky-test-", dir="/tmp"))
+    if not IMAGES.is_dir():
+        pytest.fail(f"no test image in {IMAGES}: run `make test`, which builds it")
+    (home / "images").symlink_to(IMAGES)
+    return Instance(home, **settings)
+
+
+@pytest.fixture(scope="module")
+def forky() -> Iterator[Instance]:
+    """An instance for the tests of one file."""
+    instance = new_instance()
+    try:
+        yield instance
+    finally:
+        instance.end()
+        subprocess.run(["rm", "-rf", "--one-file-system", str(instance.home)], check=False)
+
+
+@pytest.fixture
+def clean(forky: Instance) -> Iterator[Instance]:
+    """The module's instance; the machines that a test leaves are removed after it."""
+    yield forky
+    forky.run("rm", "--all")
