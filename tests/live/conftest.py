@@ -74,8 +74,10 @@ class Instance:
     def explain(self, done: subprocess.CompletedProcess[bytes]) -> str:
         """What a failed command said, and the daemons' last lines."""
         parts = [done.stdout.decode(errors="replace")[-2000:], done.stderr.decode(errors="replace")[-2000:]]
-        for log in sorted(self.home.glob("logs/*.log")):
-            parts.append(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-25:]))
+        parts += [
+            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+            for log in sorted(self.home.glob("logs/*.log"))
+        ]
         return "\n".join(parts)
 
     def processes(self) -> dict[int, str]:
