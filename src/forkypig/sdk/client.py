@@ -1,0 +1,235 @@
+"""The way in: one connection to the controller of one home.
+
+async with Forky() as forky:
+    web = await forky.run(name="web")
+    children = (await web.fork(3)).children
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import grpc
+
+from forkypig import errors, model
+from forkypig.sdk import local
+from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
+from forkypig.sdk.machine import Fork, Machine
+from forkypig.sdk.status import Check, Status, Verdict
+from forkypig.v1 import common_pb2, controller_pb2_grpc
+from forkypig.v1 import controller_pb2 as pb
+from forkypig.wire import convert
+
+if TYPE_CHECKING:
+    from forkypig.v1.controller_pb2_grpc import ControllerAsyncStub
+
+OnProgress = Callable[[model.Progress], None]
+_EMPTY = common_pb2.Empty()
+_EVENTS_PAGE = 1000
+
+
+class Forky:
+    """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
+
+    def __init__(
+        self, home: str | Path | None = None, *, start: bool = True, on_progress: OnProgress | None = None
+    ) -> None:
+        """`home` None: FORKY_HOME, or the default. With `start` the daemons are started when they do not run;
+        `on_progress` is told of it. Raises InvalidRequest when the home can't be used."""
+        self.settings = local.settings(home)
+        self.socket = self.settings.socket("controller")
+        self._start, self._on_progress = start, on_progress
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: ControllerAsyncStub | None = None
+
+    async def connect(self) -> Self:
+        """Starts the daemons if need be, and opens the channel.
+
+        Raises HostUnreachable when they do not run, or do not start."""
+        if self._channel is not None:
+            return self
+        if self._start and not local.all_run(self.settings):
+            await local.up(self.settings, self._on_progress)
+        elif not self.socket.exists():
+            raise errors.HostUnreachable(f"nothing runs in {self.settings.home}: start it with `forky up`")
+        self._channel = open_channel(self.socket)
+        self._stub = controller_pb2_grpc.ControllerStub(self._channel)
+        return self
+
+    async def close(self) -> None:
+        """Closes the channel and with it all that still runs over it. Machines and daemons go on."""
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The open channel. Raises NotPossibleNow before `connect`."""
+        if self._channel is None:
+            raise errors.NotPossibleNow("not connected: use `async with Forky() as forky`, or call connect() first")
+        return self._channel
+
+    @property
+    def controller(self) -> "ControllerAsyncStub":
+        """The controller's stub, for the handles. Raises NotPossibleNow before `connect`."""
+        if self._stub is None:
+            raise errors.NotPossibleNow("not connected: use `async with Forky() as forky`, or call connect() first")
+        return self._stub
+
+    # Machines.
+
+    async def run(
+        self,
+        image: str = "",
+        *,
+        name: str = "",
+        cpus: int = 0,
+        memory_mib: int = 0,
+        disk_mib: int = 0,
+        cold_boot: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Machine:
+        """Makes a machine from an image ("" is the default one, built if it is missing) and waits until it is ready.
+
+        The first run of an image and shape boots and keeps a template; later ones start from it in milliseconds,
+        unless `cold_boot`. Zeros are defaults, "" lets a name be chosen.
+        Raises AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, MachineFailed, GuestUnresponsive."""
+        for what, value in (("CPUs", cpus), ("MiB of memory", memory_mib), ("MiB of disk", disk_mib)):
+            if not 0 <= value < 1 << 31:
+                raise errors.InvalidRequest(f"{value} {what} can't be had: use a positive number, or 0 for the default")
+        shape = common_pb2.Shape(cpus=cpus, memory_mib=memory_mib, disk_mib=disk_mib)
+        request = pb.RunMachineRequest(image=image, name=name, shape=shape, cold_boot=cold_boot)
+        call = self.controller.RunMachine(request, timeout=LONG_S)
+        async for update in translated(self.socket, call):
+            if update.WhichOneof("update") == "result":
+                return Machine(self, convert.machine_from_wire(update.result.machine), update.result.ready_ms)
+            if on_progress is not None:
+                on_progress(convert.progress_from_wire(update.progress))
+        raise errors.InternalError("the run ended without a machine: the controller's log says more")
+
+    async def fork(self, source: str, count: int = 1, *, name: str = "", paused: bool = False) -> Fork:
+        """Makes `count` children (1 to 1000) of a machine or a snapshot, given by id, name or tag.
+
+        See `Machine.fork`. Raises NotFound besides."""
+        if not 1 <= count <= 1000:
+            raise errors.InvalidRequest(f"{count} children are not possible: ask for 1 to 1000")
+        request = pb.ForkRequest(source=source, count=count, name_prefix=name, paused=paused)
+        with calls(self.socket):
+            message = await self.controller.Fork(request, timeout=LONG_S)
+        result = convert.fork_result_from_wire(message)
+        children = tuple(Machine(self, child.machine, child.ready_ms) for child in result.children)
+        return Fork(result.snapshot, result.parent, result.pause_ms, children)
+
+    async def get(self, machine: str) -> Machine:
+        """The machine of this id or name. Raises NotFound."""
+        with calls(self.socket):
+            message = await self.controller.GetMachine(pb.MachineRequest(machine=machine), timeout=QUICK_S)
+        return Machine(self, convert.machine_from_wire(message))
+
+    async def list(self) -> Sequence[Machine]:
+        """All machines, oldest first."""
+        with calls(self.socket):
+            answer = await self.controller.ListMachines(_EMPTY, timeout=QUICK_S)
+        found = sorted(map(convert.machine_from_wire, answer.machines), key=lambda info: (info.created_us, info.id))
+        return [Machine(self, info) for info in found]
+
+    # Snapshots.
+
+    async def snapshots(self) -> Sequence[model.Snapshot]:
+        """All snapshots, oldest first."""
+        with calls(self.socket):
+            answer = await self.controller.ListSnapshots(_EMPTY, timeout=QUICK_S)
+        return sorted(map(convert.snapshot_from_wire, answer.snapshots), key=lambda each: (each.created_us, each.id))
+
+    async def get_snapshot(self, snapshot: str) -> model.Snapshot:
+        """The snapshot of this id or tag. Raises NotFound."""
+        with calls(self.socket):
+            message = await self.controller.GetSnapshot(pb.SnapshotRequest(snapshot=snapshot), timeout=QUICK_S)
+        return convert.snapshot_from_wire(message)
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        """Deletes a snapshot, given by id or tag. Raises NotFound, and NotPossibleNow while something stands on it."""
+        with calls(self.socket):
+            await self.controller.RemoveSnapshot(pb.SnapshotRequest(snapshot=snapshot), timeout=MACHINE_S)
+
+    # Images.
+
+    async def images(self) -> Sequence[model.Image]:
+        """All images, oldest first."""
+        with calls(self.socket):
+            answer = await self.controller.ListImages(_EMPTY, timeout=QUICK_S)
+        return sorted(map(convert.image_from_wire, answer.images), key=lambda image: (image.created_us, image.id))
+
+    async def get_image(self, image: str) -> model.Image:
+        """The image of this id or name. Raises NotFound."""
+        with calls(self.socket):
+            return convert.image_from_wire(
+                await self.controller.GetImage(pb.ImageRequest(image=image), timeout=QUICK_S)
+            )
+
+    async def build_image(
+        self, name: str = "", *, rebuild: bool = False, on_progress: OnProgress | None = None
+    ) -> model.Image:
+        """Builds the default image, or returns the one that is there from the same recipe, unless `rebuild`.
+
+        Takes about a minute. Raises ResourceExhausted, NotPossibleNow (a tool is missing)."""
+        call = self.controller.BuildImage(pb.BuildImageRequest(name=name, rebuild=rebuild), timeout=LONG_S)
+        async for update in translated(self.socket, call):
+            if update.WhichOneof("update") == "image":
+                return convert.image_from_wire(update.image)
+            if on_progress is not None:
+                on_progress(convert.progress_from_wire(update.progress))
+        raise errors.InternalError("the build ended without an image: the daemons' logs say more")
+
+    async def remove_image(self, image: str) -> None:
+        """Deletes an image, given by id or name. Raises NotFound, and NotPossibleNow while machines stand on it."""
+        with calls(self.socket):
+            await self.controller.RemoveImage(pb.ImageRequest(image=image), timeout=MACHINE_S)
+
+    # The instance.
+
+    async def status(self) -> Status:
+        """What runs, on which accelerator and why."""
+        return await local.status(self.settings)
+
+    async def doctor(self) -> Sequence[Check]:
+        """Every requirement, whether it holds, and how to mend it."""
+        with calls(self.socket):
+            # Probes KVM by booting a guest, which may take its whole time limit.
+            answer = await self.controller.Doctor(_EMPTY, timeout=MACHINE_S)
+        return [
+            Check(check.name, _VERDICTS.get(check.verdict, Verdict.WARNING), check.detail, check.remedy)
+            for check in answer.checks
+        ]
+
+    async def events(self, *, after_sequence: int = 0, limit: int = 0) -> AsyncIterator[model.Event]:
+        """What happened, oldest first, after the event of this sequence number; at most `limit` (0: all)."""
+        left = limit or None
+        while left is None or left > 0:
+            page = _EVENTS_PAGE if left is None else min(left, _EVENTS_PAGE)
+            request = pb.ListEventsRequest(after_sequence=after_sequence, limit=page)
+            with calls(self.socket):
+                answer = await self.controller.ListEvents(request, timeout=QUICK_S)
+            for event in answer.events:
+                after_sequence = max(after_sequence, event.sequence)
+                yield convert.event_from_wire(event)
+            if not answer.events:
+                return
+            if left is not None:
+                left -= len(answer.events)
+
+
+_VERDICTS = {
+    common_pb2.Check.VERDICT_OK: Verdict.OK,
+    common_pb2.Check.VERDICT_WARNING: Verdict.WARNING,
+    common_pb2.Check.VERDICT_FAILED: Verdict.FAILED,
+}

@@ -1,0 +1,77 @@
+"""The channel to a daemon's Unix socket, and what its failures are called.
+
+Deadlines are generous on purpose: they end a wait on a daemon that hangs, they do not hurry one that works. Under
+TCG on a busy computer one boot takes tens of seconds.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from forkypig import errors
+from forkypig.wire import status
+
+_T = TypeVar("_T")
+
+QUICK_S = 60.0  # answers from a database or one QMP command
+MACHINE_S = 300.0  # starts, stops or removes a machine
+LONG_S = 3600.0  # may build an image or write gigabytes
+
+_OPTIONS = (
+    # The controller's answer on a thousand machines and their history is larger than gRPC's 4 MiB.
+    ("grpc.max_receive_message_length", 64 << 20),
+    # A daemon that was restarted is found again at once, not after gRPC's back-off of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Each of our channels has its own connection: closing one never disturbs another.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_channel(socket: Path) -> grpc.aio.Channel:
+    """A channel to `socket`; nothing is connected until the first call."""
+    return grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+
+
+@contextmanager
+def calls(socket: Path) -> Iterator[None]:
+    """Turns gRPC's errors into ours; one that comes from the transport names the socket and the way out."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        ours = status.from_rpc_error(error)
+        if isinstance(ours, errors.HostUnreachable) and not _said_by_daemon(error):
+            ours = errors.HostUnreachable(
+                f"the {socket.stem} at {socket} can't be reached: start it with `forky up`, "
+                f"or see {socket.parent.parent / 'logs'}"
+            )
+        raise ours from error
+
+
+async def translated(socket: Path, stream: AsyncIterable[_T]) -> AsyncIterator[_T]:
+    """The items of `stream`, with errors as in `calls`."""
+    with calls(socket):
+        async for item in stream:
+            yield item
+
+
+def _said_by_daemon(error: grpc.aio.AioRpcError) -> bool:
+    return any(key == "forky-error" for key, _ in error.trailing_metadata() or ())
+
+
+async def is_healthy(socket: Path, timeout_s: float) -> bool:
+    """Whether the daemon behind `socket` says that it serves."""
+    async with open_channel(socket) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(  # type: ignore[attr-defined]  # the published stubs leave it out
+                health_pb2.HealthCheckRequest(), timeout=timeout_s
+            )
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

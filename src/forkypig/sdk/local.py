@@ -1,0 +1,190 @@
+"""Starts the daemons of one home, and tells which run. `shutdown` ends them.
+
+They are started in the order in which they need each other: the pager serves hostd's machines, hostd serves the
+controller. One `up` at a time works on a home; others wait for it and then find everything done.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from forkypig import errors, model
+from forkypig.daemon.settings import Settings
+from forkypig.sdk.connection import calls, is_healthy, open_channel
+from forkypig.sdk.pids import running_pid
+from forkypig.sdk.status import Daemon, Status
+from forkypig.v1 import common_pb2, controller_pb2_grpc
+
+DAEMONS = ("pager", "hostd", "controller")
+# hostd adopts machines and may look whether KVM boots a guest before it serves, and computers are busy.
+_START_S = 90.0
+_LOCK_S = 300.0  # somebody else's `up` or `down`, which may be writing gigabytes
+_POLL_S = 0.05
+_STATUS_S = 15.0  # the controller itself waits for hostd and the pager
+_TAIL_LINES = 15
+# Daemons are our children until we end; kept here, they are reaped if they end first.
+_started: list[subprocess.Popen[bytes]] = []
+
+OnProgress = Callable[[model.Progress], None]
+
+
+def settings(home: str | Path | None = None) -> Settings:
+    """The settings of `home`, or of the environment's. Raises InvalidRequest when they can't be used."""
+    try:
+        found = Settings() if home is None else Settings(home=Path(home).absolute())
+        found.check()
+    except ValueError as error:
+        raise errors.InvalidRequest(f"the settings can't be used: {error}") from error
+    return found
+
+
+def all_run(place: Settings) -> bool:
+    """Whether all daemons of the home run (not whether they are well)."""
+    return all(running_pid(place.pid_file(daemon)) is not None for daemon in DAEMONS)
+
+
+def clean_mark(place: Settings) -> Path:
+    """There from an orderly `down` to the next `up`: no QEMU is left to look for."""
+    return place.run / "down"
+
+
+def make_home(place: Settings) -> None:
+    """Makes the directories. Root's home may be passed through by QEMU's own user, nobody else's may.
+
+    Raises NotPossibleNow when the file system does not let us."""
+    try:
+        if not place.home.exists():
+            place.home.mkdir(parents=True, exist_ok=True)
+            place.home.chmod(0o711 if os.geteuid() == 0 else 0o700)  # whatever the umask
+        place.run.mkdir(mode=0o700, exist_ok=True)
+        place.logs.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise errors.NotPossibleNow(
+            f"{place.home} can't be used as a home ({error.strerror}): set FORKY_HOME to a directory that you can write"
+        ) from error
+
+
+@contextlib.asynccontextmanager
+async def locked(place: Settings) -> AsyncIterator[None]:
+    """One `up` or `down` of a home at a time. Raises DeadlineExceeded."""
+    fd = os.open(place.run / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if loop.time() > deadline:
+                    raise errors.DeadlineExceeded(
+                        f"another `forky up` or `forky down` has held {place.run / 'up.lock'} for {_LOCK_S:.0f} s: "
+                        "see what it does, or end it"
+                    ) from None
+                await asyncio.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+async def up(place: Settings, on_progress: OnProgress | None = None) -> None:
+    """Starts what does not run, and waits until each serves. Harmless when all run already.
+
+    Raises HostUnreachable with the end of its log when a daemon does not start."""
+    make_home(place)
+    async with locked(place):
+        clean_mark(place).unlink(missing_ok=True)
+        await start(place, DAEMONS, on_progress)
+
+
+async def start(place: Settings, daemons: tuple[str, ...], on_progress: OnProgress | None = None) -> None:
+    """Starts these daemons if they don't run; the caller holds the lock."""
+    for number, daemon in enumerate(daemons):
+        if on_progress is not None:
+            on_progress(model.Progress(f"starting the {daemon}", number, len(daemons)))
+        log_file = place.logs / f"{daemon}.log"
+        began = log_file.stat().st_size if log_file.exists() else 0
+        child = None if running_pid(place.pid_file(daemon)) is not None else _spawn(place, daemon, log_file)
+        await _serving(place, daemon, child, began)
+
+
+def _spawn(place: Settings, daemon: str, log_file: Path) -> subprocess.Popen[bytes]:
+    """A daemon in a session of its own, away from our terminal and its Ctrl-C."""
+    _started[:] = [child for child in _started if child.poll() is None]
+    fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"forkypig.{daemon}"],
+            stdin=subprocess.DEVNULL,
+            stdout=fd,
+            stderr=fd,
+            cwd="/",
+            env={**os.environ, "FORKY_HOME": str(place.home)},
+            start_new_session=True,
+        )
+    finally:
+        os.close(fd)
+    _started.append(child)
+    return child
+
+
+async def _serving(place: Settings, daemon: str, child: subprocess.Popen[bytes] | None, began: int) -> None:
+    """Waits until the daemon says that it serves. `began`: where in its log this start begins."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _START_S
+    while not await is_healthy(place.socket(daemon), timeout_s=2.0):
+        # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
+        if child is not None and child.poll() is not None and running_pid(place.pid_file(daemon)) is None:
+            raise errors.HostUnreachable(
+                f"the {daemon} did not start (exit code {child.returncode}): {_tail(place, daemon, began)}"
+            )
+        if loop.time() > deadline:
+            if child is not None and child.poll() is None:
+                child.terminate()
+            raise errors.HostUnreachable(
+                f"the {daemon} does not answer on {place.socket(daemon)} after {_START_S:.0f} s: "
+                f"{_tail(place, daemon, began)}"
+            )
+        await asyncio.sleep(_POLL_S)
+
+
+def _tail(place: Settings, daemon: str, began: int) -> str:
+    """The last lines that this start wrote to its log, and where the others are."""
+    log_file = place.logs / f"{daemon}.log"
+    with log_file.open("rb") as file:
+        file.seek(max(began, log_file.stat().st_size - 8192))
+        lines = file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+    if not lines:
+        return f"its log {log_file} says nothing"
+    return f"the end of {log_file}:\n  " + "\n  ".join(lines)
+
+
+async def status(place: Settings) -> Status:
+    """What runs in the home, without starting anything: the pid files, and the controller's answer if it runs."""
+    pids = {daemon: running_pid(place.pid_file(daemon)) for daemon in DAEMONS}
+    here = Status(
+        home=place.home,
+        controller=_daemon(pids["controller"]),
+        hostd=_daemon(pids["hostd"]),
+        pager=_daemon(pids["pager"]),
+    )
+    if here.controller is None:
+        return here
+    socket = place.socket("controller")
+    async with open_channel(socket) as channel:
+        stub = controller_pb2_grpc.ControllerStub(channel)
+        try:
+            with calls(socket):
+                return here.with_answer(await stub.GetStatus(common_pb2.Empty(), timeout=_STATUS_S))
+        except errors.ForkyError as error:
+            return dataclasses.replace(here, controller_error=str(error))
+
+
+def _daemon(pid: int | None) -> Daemon | None:
+    return Daemon(pid) if pid is not None else None

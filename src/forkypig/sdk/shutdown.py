@@ -1,0 +1,111 @@
+"""Ends everything of one home: machines first, by hostd, then the daemons, then what they may have left.
+
+QEMU processes outlive hostd by design, so a home whose daemons died is not empty. Then the pager and hostd are
+started once more, adopt what is there, and end it in order: ending QEMU from here would lose the snapshots whose
+memory still lies in frozen processes.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import structlog
+
+from forkypig import errors, model
+from forkypig.daemon.settings import Settings
+from forkypig.sdk import local, pids
+from forkypig.sdk.connection import calls, open_channel
+from forkypig.sdk.pids import running_pid
+from forkypig.v1 import common_pb2, host_pb2_grpc
+from forkypig.wire import convert
+
+log = structlog.get_logger()
+# hostd says how far it is at every machine and snapshot; one of them may be gigabytes on a slow disk.
+_STEP_S = 600.0
+_UNMOUNT_S = 10.0
+
+
+async def down(place: Settings, on_progress: local.OnProgress | None = None, *, force: bool = False) -> bool:
+    """Shuts down machines, writes the memory of snapshots to files, ends the daemons. Returns whether any ran.
+
+    Raises HostUnreachable or what hostd raised when the machines could not be shut down: then the daemons are left
+    as they are, so that nothing is lost, unless `force`."""
+    if not place.run.is_dir():
+        return False
+    async with local.locked(place):
+        in_order = True
+        some_ran = any(running_pid(place.pid_file(daemon)) is not None for daemon in local.DAEMONS)
+        if some_ran or _may_have_machines(place):
+            try:
+                await local.start(place, ("pager", "hostd"), on_progress)
+                await _shut_down(place, on_progress)
+            except errors.ForkyError as error:
+                if not force:
+                    raise
+                in_order = False
+                log.warning("shutting down in order failed, ending the daemons all the same", error=str(error))
+        for daemon in reversed(local.DAEMONS):
+            if on_progress is not None and some_ran:
+                on_progress(model.Progress(f"ending the {daemon}"))
+            some_ran = await pids.end(daemon, place.pid_file(daemon)) or some_ran
+            place.socket(daemon).unlink(missing_ok=True)
+        await _unmount(place.memory)
+        if in_order:
+            local.clean_mark(place).touch(mode=0o600)
+    return some_ran
+
+
+def _may_have_machines(place: Settings) -> bool:
+    """Whether QEMU processes may run although no daemon does."""
+    if local.clean_mark(place).exists():
+        return False
+    return any(path.is_dir() and any(path.iterdir()) for path in (place.machines, place.snapshots))
+
+
+async def _shut_down(place: Settings, on_progress: local.OnProgress | None) -> None:
+    """Has hostd end all machines. Raises DeadlineExceeded when it stands still."""
+    socket = place.socket("hostd")
+    async with open_channel(socket) as channel:
+        call = host_pb2_grpc.HostStub(channel).Shutdown(common_pb2.Empty())
+        while True:
+            try:
+                async with asyncio.timeout(_STEP_S):
+                    with calls(socket):
+                        message = await call.read()
+            except TimeoutError as error:
+                raise errors.DeadlineExceeded(
+                    f"hostd has not moved on with the shutdown for {_STEP_S:.0f} s: "
+                    f"see {place.logs / 'hostd.log'}, or end it all the same with `forky down --force`"
+                ) from error
+            if not isinstance(message, common_pb2.Progress):
+                return
+            if on_progress is not None:
+                on_progress(convert.progress_from_wire(message))
+
+
+def is_mount(path: Path) -> bool:
+    """Whether something is mounted there. Not os.path.ismount: it says no on a FUSE mount whose server is gone."""
+    wanted = str(path).replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return any(line.split(" ")[4] == wanted for line in mounts)
+
+
+async def _unmount(path: Path) -> None:
+    """Takes away the pager's mount when the pager could not."""
+    for argv in (["fusermount3", "-u", str(path)], ["umount", "-l", str(path)]):
+        if not is_mount(path):
+            return
+        log.warning("the pager left its mount behind", path=str(path), unmounting_with=argv[0])
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *argv, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+            )
+        except FileNotFoundError:
+            continue
+        try:
+            await asyncio.wait_for(child.wait(), _UNMOUNT_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+    if is_mount(path):
+        raise errors.NotPossibleNow(f"{path} is still mounted: end what uses it, then `umount -l {path}`")
