@@ -126,7 +126,7 @@ async def _adopt_snapshot(host: "Host", record: SnapshotRecord, running: dict[st
         host.keep_frozen(record, await Process.adopt(directory, record.process_id, pid, connect=False))
         settle_later(host, snapshot)
     except ForkyError as error:
-        log.error("snapshot can't be served", snapshot=snapshot, error=str(error))  # noqa: TRY400
+        log.error("snapshot can't be served", snapshot=snapshot, error=str(error))
 
 
 async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
 from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Parts, Shell
+from forkypig.images.store import ImageFiles
 from forkypig.model import ImageId, Machine, MachineId, MachineState, Shape, Snapshot, SnapshotId, SnapshotKind
 from forkypig.qemu import memory, split
 from forkypig.qemu.command import DirectBoot, Hardware
@@ -56,7 +57,7 @@ async def boot_machine(host: "Host", machine_id: MachineId, name: str, image: Im
         )
     )
     try:
-        await host.maker.overlays([parts], files.disk, files.disk_format, _disk_mib(files.disk, shape))
+        await _overlay(host, parts, files, shape)
         await _boot(host, live, parts)
     except BaseException:
         await host.discard_machine(live)
@@ -77,8 +78,9 @@ async def start_machine(host: "Host", live: LiveMachine) -> Machine:
 async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
     """Starts QEMU with the image's kernel on `parts.disk`, and waits for the agent to take on the identity."""
     async with contextlib.AsyncExitStack() as undo:
-        shell = await _start(host, live.record.machine.image, live.record.machine.shape, live.record.hardware, parts,
-                             live.record.console)
+        shell = await _start(
+            host, live.record.machine.image, live.record.machine.shape, live.record.hardware, parts, live.record.console
+        )
         undo.push_async_callback(shell.process.kill)
         identity = Identity(hostname=live.name, machine_id=secrets.token_hex(16))
         channel = await greet(live.id, shell, identity)
@@ -93,9 +95,7 @@ async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
     )
 
 
-async def _start(
-    host: "Host", image: ImageId, shape: Shape, hardware: Hardware, parts: Parts, console: Path
-) -> Shell:
+async def _start(host: "Host", image: ImageId, shape: Shape, hardware: Hardware, parts: Parts, console: Path) -> Shell:
     files = host.images.files(image)
     boot = DirectBoot(files.kernel, files.initrd, files.cmdline)
     return await host.maker.start(parts, hardware=hardware, shape=shape, memory=None, boot=boot, console=console)
@@ -133,7 +133,7 @@ async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, s
     parts = host.maker.new_parts()
     files = host.images.files(image)
     async with contextlib.AsyncExitStack() as undo:
-        await host.maker.overlays([parts], files.disk, files.disk_format, _disk_mib(files.disk, shape))
+        await _overlay(host, parts, files, shape)
         undo.callback(parts.discard)
         shell = await _start(host, image, shape, hardware, parts, parts.console)
         undo.push_async_callback(shell.discard)
@@ -185,9 +185,11 @@ def _template_record(
     )
 
 
-def _disk_mib(disk: Path, shape: Shape) -> int:
-    """The overlay's size. Raises InvalidRequest where the image does not fit."""
-    smallest = -(-disk.stat().st_size >> 20)
+async def _overlay(host: "Host", parts: Parts, files: ImageFiles, shape: Shape) -> None:
+    """A disk over the image's. Raises InvalidRequest where the image does not fit."""
+    smallest = -(-files.disk.stat().st_size >> 20)
     if shape.disk_mib < smallest:
         raise InvalidRequest(f"a disk of {shape.disk_mib} MiB can't hold the image: use --disk {smallest}M or more")
-    return shape.disk_mib
+    await host.maker.overlays.create(
+        parts.disk, backing=files.disk, backing_format=files.disk_format, size_mib=shape.disk_mib
+    )

@@ -57,7 +57,7 @@ def check_memory(count: int) -> None:
 
 def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachine:
     """Writes down that the child is on its way, before anything of it is made."""
-    live = host.new_machine(
+    return host.new_machine(
         MachineRecord(
             machine=Machine(
                 id=child.id,
@@ -79,7 +79,6 @@ def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachi
             generation_id=host.no_generation,
         )
     )
-    return live
 
 
 async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, *, paused: bool, began: float) -> Child:
@@ -156,7 +155,9 @@ async def bear_all(
         raise
 
 
-async def fork_snapshot(host: "Host", record: SnapshotRecord, new: Sequence[NewChild], *, paused: bool) -> tuple[Child, ...]:
+async def fork_snapshot(
+    host: "Host", record: SnapshotRecord, new: Sequence[NewChild], *, paused: bool
+) -> tuple[Child, ...]:
     """Starts children from a snapshot that is there."""
     began = time.perf_counter()
     check_memory(len(new))
@@ -169,4 +170,3 @@ async def fork_snapshot(host: "Host", record: SnapshotRecord, new: Sequence[NewC
             await host.discard_machine(live)
         raise
     return await bear_all(host, record, children, paused=paused, began=began)
-

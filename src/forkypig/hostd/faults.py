@@ -26,7 +26,7 @@ _listener: Callable[[str], None] | None = None
 
 def listen(listener: Callable[[str], None] | None) -> None:
     """Calls `listener` with the name of each step as it begins; what it raises, the step raises."""
-    global _listener  # noqa: PLW0603
+    global _listener
     _listener = listener
 
 

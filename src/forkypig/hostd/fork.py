@@ -2,13 +2,13 @@
 
 In order, with what a failure costs at each step (docs/split.md has the reasons):
 
-    prepare   the pager offers the snapshot's memory file; an overlay, a shell for the successor      nothing happened
-    stop      vCPUs stand still: the pause begins                                                     `cont`
-    save      device state to a file; the old QEMU lets go of its disk                                `cont`
-    freeze    SIGSTOP; the pager serves the old process's memory                                      SIGCONT, `cont`
-    load      the successor loads the device state and runs: the pause ends                           end it, SIGCONT, `cont`
-    move      the agent's channel goes over; the machine is the successor now                         no way back, none needed
-    children  load the same state, side by side, each with its own identity                           remove the children
+    prepare   the pager offers the memory; an overlay and a shell for the successor    nothing happened
+    stop      vCPUs stand still: the pause begins                                      `cont`
+    save      device state goes to a file; the old QEMU lets go of its disk            `cont`
+    freeze    SIGSTOP; the pager serves the old process's memory                       SIGCONT, `cont`
+    load      the successor loads the device state and runs: the pause ends            end it, SIGCONT, `cont`
+    move      the agent's channel goes over; the machine is the successor now          nothing to undo
+    children  load the same state, side by side, each with its own identity            remove the children
 
 Until the successor's vCPUs have run once the old process can go on as if nothing had been, so every failure before
 that is undone, and nothing can fail after it that would cost the machine.
@@ -72,11 +72,13 @@ async def fork_machine(
             await host.discard_machine(child)
         raise
     settle_later(host, record.snapshot.id)
-    return ForkResult(snapshot=host.snapshots[record.snapshot.id].snapshot, parent=live.id, pause_ms=pause_ms, children=made)
+    return ForkResult(
+        snapshot=host.snapshots[record.snapshot.id].snapshot, parent=live.id, pause_ms=pause_ms, children=made
+    )
 
 
 async def split_machine(host: "Host", live: LiveMachine, new: NewSnapshot) -> tuple[SnapshotRecord, float]:
-    """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if it was paused)."""
+    """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if paused)."""
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
     async with contextlib.AsyncExitStack() as undo:
@@ -113,7 +115,9 @@ async def _prepare(
     parts = host.maker.new_parts()
     record = _snapshot_record(host, live, old, new, address, was_running, parts.process_id)
     faults.reach("overlay")
-    await host.maker.overlays([parts], live.record.disk, "qcow2", live.record.machine.shape.disk_mib)
+    await host.maker.overlays.create(
+        parts.disk, backing=live.record.disk, backing_format="qcow2", size_mib=live.record.machine.shape.disk_mib
+    )
     undo.callback(parts.discard)
     host.save_snapshot(replace(record, successor_disk=parts.disk))
     undo.callback(host.drop_snapshot_record, new.id)
@@ -186,7 +190,7 @@ async def _go_on(old: Process, successor: Shell, was_running: bool) -> None:
         if not was_running:
             await split.stop(old)
     except ForkyError as error:
-        log.error("the machine did not go on after a failed fork", process=old.id, error=str(error))  # noqa: TRY400
+        log.error("the machine did not go on after a failed fork", process=old.id, error=str(error))
 
 
 def _snapshot_record(

@@ -5,7 +5,6 @@ Not fsynced: the files have to survive the death of hostd, and after a power los
 
 import contextlib
 import errno
-import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -100,8 +99,8 @@ class Ledger(Generic[_Id, _Record]):
             try:
                 records[path.stem] = self._adapter.validate_json(path.read_bytes())
             except (ValidationError, OSError) as error:
-                log.error("unreadable record", path=str(path), error=str(error))  # noqa: TRY400
-                os.replace(path, path.with_suffix(".damaged"))
+                log.error("unreadable record", path=str(path), error=str(error))
+                path.replace(path.with_suffix(".damaged"))
         return records
 
 

@@ -39,7 +39,7 @@ def _answers(method: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T
     async def call(self: "HostServicer", request: Any, context: _Context) -> _T:
         try:
             return await method(self, request, context)
-        except Exception as error:  # noqa: BLE001 - the edge of an RPC
+        except Exception as error:
             await abort(context, error)
 
     return call
@@ -53,7 +53,7 @@ def _streams(method: Callable[..., AsyncIterator[_T]]) -> Callable[..., AsyncIte
         try:
             async for message in method(self, request, context):
                 yield message
-        except Exception as error:  # noqa: BLE001 - the edge of an RPC
+        except Exception as error:
             await abort(context, error)
 
     return call

@@ -69,9 +69,7 @@ async def settle(host: "Host", snapshot: SnapshotId) -> AsyncIterator[Progress]:
 def users(host: "Host", snapshot: SnapshotId) -> list[str]:
     """Who stands on a snapshot: names of machines, ids of snapshots."""
     machines = [
-        live.name
-        for live in host.machines.values()
-        if snapshot in (live.record.machine.snapshot, live.record.memory)
+        live.name for live in host.machines.values() if snapshot in (live.record.machine.snapshot, live.record.memory)
     ]
     snapshots = [
         other.snapshot.id
@@ -134,7 +132,8 @@ async def shut_down(host: "Host") -> AsyncIterator[Progress]:
     yield Progress("writing snapshots", len(frozen), len(frozen))
     if failures:
         raise NotPossibleNow(
-            "some snapshots could not be written and stay in memory, so Forky Pig goes on running: " + "; ".join(failures)
+            "some snapshots could not be written and stay in memory, so Forky Pig goes on running: "
+            + "; ".join(failures)
         )
 
 

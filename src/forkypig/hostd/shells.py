@@ -5,7 +5,6 @@ import contextlib
 import secrets
 import shutil
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from forkypig.errors import ForkyError
 from forkypig.hostd import faults
 from forkypig.hostd.records import SnapshotRecord
 from forkypig.model import Shape, SnapshotId
-from forkypig.qemu import disks, priority, split
+from forkypig.qemu import priority, split
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
+from forkypig.qemu.disks import Overlays
 from forkypig.qemu.process import Process
 
 log = structlog.get_logger()
@@ -64,11 +64,12 @@ class Shell:
                 self.console.unlink(missing_ok=True)
 
 
-@dataclass(slots=True)
 class ShellMaker:
     """Starts QEMU processes."""
 
-    settings: Settings
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.overlays = Overlays(settings.home / "blanks")
 
     def new_parts(self) -> Parts:
         """Fresh names; nothing is made yet."""
@@ -117,18 +118,14 @@ class ShellMaker:
             raise
         return Shell(process, parts, command.console, command.generation_id)
 
-    async def overlays(self, parts: Sequence[Parts], backing: Path, backing_format: str, disk_mib: int) -> None:
-        """Makes the disks of several processes."""
-        await disks.create_overlays(
-            [part.disk for part in parts], backing=backing, backing_format=backing_format, size_mib=disk_mib
-        )
-
     async def for_snapshot(self, record: SnapshotRecord, memory: Path) -> Shell:
         """A shell with its device state offered, ready to load: what a child is made from."""
         parts = self.new_parts()
         faults.reach("child-overlay")
-        await self.overlays([parts], record.disk, "qcow2", record.snapshot.shape.disk_mib)
         async with contextlib.AsyncExitStack() as undo:
+            await self.overlays.create(
+                parts.disk, backing=record.disk, backing_format="qcow2", size_mib=record.snapshot.shape.disk_mib
+            )
             undo.callback(parts.discard)
             faults.reach("child-shell")
             shell = await self.start(parts, hardware=record.hardware, shape=record.snapshot.shape, memory=memory)
