@@ -16,6 +16,7 @@ from forkypig.hostd.adopt import adopt
 from forkypig.hostd.agent_service import AgentServicer
 from forkypig.hostd.host import Host
 from forkypig.hostd.service import HostServicer
+from forkypig.images.store import ImageStore
 from forkypig.pager.client import PagerClient
 from forkypig.qemu import accelerator
 from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2, host_pb2_grpc
@@ -29,7 +30,11 @@ async def run(settings: Settings) -> None:
     build = chosen = None
     try:
         build = await accelerator.qemu_build(settings.qemu)
-        chosen = await accelerator.choose(settings.qemu, settings.accelerator, settings.home / "cache")
+        images = ImageStore(settings.images)
+        kernels = [images.files(image.id).kernel for image in images.list()]
+        chosen = await accelerator.choose(
+            settings.qemu, settings.accelerator, settings.home / "cache", kernels[0] if kernels else None
+        )
         log.info("qemu", build=build.build_id, accelerator=chosen.name, reason=chosen.reason)
     except ForkyError as error:
         log.warning("no usable QEMU", error=str(error))

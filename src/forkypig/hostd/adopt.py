@@ -5,6 +5,7 @@ removed, a split in the middle is finished when its successor has run and undone
 """
 
 import asyncio
+import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ async def _finish_split(
     host.drop_snapshot_record(snapshot)
     if (pid := running.get(record.process_id)) is not None:
         old = await Process.adopt(directory / record.process_id, record.process_id, pid, connect=False)
-        old.signal(processes.signal.SIGCONT)
+        old.signal(signal.SIGCONT)
         old.release()
         old = await Process.adopt(directory / record.process_id, record.process_id, pid, connect=True)
         if record.was_running:

@@ -33,6 +33,11 @@ async def resume_machine(live: LiveMachine) -> Machine:
         with live.operation("resuming", MachineState.PAUSED):
             await split.resume(live.running_process())
             live.update(MachineState.RUNNING)
+            if live.channel is not None:
+                with contextlib.suppress(
+                    ForkyError
+                ):  # the guest's clock stood still; a clock that is late is no failure
+                    await live.channel.set_clock()
     return live.view()
 
 

@@ -19,7 +19,7 @@ from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.host import Host
 from forkypig.images import debian
-from forkypig.model import ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
+from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
 from forkypig.model.ids import check_id
 from forkypig.v1 import common_pb2 as pb
 from forkypig.v1 import host_pb2 as host_pb
@@ -144,7 +144,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         """The answer to a fork that is asked for again."""
         record = self._host.snapshot(snapshot)
         made = tuple(
-            children.Child(self._host.machines[child.id].view(), 0.0)
+            Child(self._host.machines[child.id].view(), 0.0)
             for child in new_children
             if child.id in self._host.machines
         )
