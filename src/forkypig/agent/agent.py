@@ -1,0 +1,1356 @@
+"""The guest's agent: what hostd asks for inside a machine, over the virtio-serial port `forky.agent.0`.
+
+One file, longer than our others, because it is copied into images and runs as `python3 -I -S -B agent.py --init` (as
+process 1) or `--service` (under another init). Standard library only, and little of it: under TCG every module that is
+imported before the first answer costs milliseconds, so `json`, `signal`, `socket`, `subprocess` and `tarfile` are
+loaded after it, and templates hand them to their children loaded. The host imports the frames and `Session` from here.
+
+The channel is a stream of bytes that can lose its middle: a machine that is forked has a new peer without noticing, and
+half a frame may be left on either side. Frames carry a magic number, a checksum and the tag of their session, so that
+whatever is stale or torn is skipped. Within a session frames are numbered, kept until they are acknowledged, and sent
+again after a RESUME: nothing is lost or doubled when the machine goes on in another QEMU process. Data of a call is
+sent only against credit, so a slow reader stops its own call and no other, and no buffer grows without bound.
+"""
+
+# ruff: noqa: PTH103, PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH123, PTH208, PTH211, S104, S108, S606, SIM105
+# (pathlib, contextlib and the like cost milliseconds at every start; what runs here is the guest's own root.)
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+import sys
+import time
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+VERSION = "1"
+PORT_NAME = "forky.agent.0"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames
+
+MAGIC = b"\xfbFP\xa7"
+_HEADER = struct.Struct(">4sBxxxIIQI")  # magic, type, session tag, call, sequence number, length of the payload
+_CRC = struct.Struct(">I")  # of header and payload, between the two
+_NUMBER = struct.Struct(">Q")
+OVERHEAD = _HEADER.size + _CRC.size
+MAX_PAYLOAD = 65536
+CHUNK = 32768  # of data in one frame; also the most that a virtio port takes at once
+
+# Types of frames. Those below 16 are not numbered and not kept: losing one costs a repetition.
+HELLO = 1  # host: a session begins; identity
+WELCOME = 2  # guest: what became of it
+RESUME = 3  # host: the session goes on over this connection; the last number received. Wants RESUMED
+RESUMED = 4  # the last number received; what follows it is sent again. By itself: a gap was seen
+ACK = 5  # the last number received
+UNKNOWN = 6  # guest: the session of a RESUME is not mine
+OPEN = 16  # host: a call begins; the first byte says whether more OPENs of this call follow
+DATA = 17  # the first byte is the stream
+END_OF_INPUT = 18  # host
+CONTROL = 19  # host: resize, signal, cancel
+STARTED = 20  # guest: the command runs
+RESULT = 21  # guest: the call is over
+CREDIT = 22  # this many more bytes of data may be sent in this call
+_KNOWN = frozenset(
+    (HELLO, WELCOME, RESUME, RESUMED, ACK, UNKNOWN, OPEN, DATA, END_OF_INPUT, CONTROL, STARTED, RESULT, CREDIT)
+)
+_MAX_CONTROL = 4096  # no unnumbered frame is longer
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+WINDOW = 256 << 10  # bytes of data that a call may have under way in one direction
+SESSION_WINDOW = 4 << 20  # bytes of numbered frames that may be unacknowledged before commands' output is left unread
+MAX_OPEN = 2 << 20  # what a command's arguments and environment may take together, about what the kernel allows
+
+# How long a frame may stay incomplete before what has come of it is searched for a frame of its own: the sender of
+# the first half may be a process that is gone.
+STALL_S = 0.005
+
+
+class Frame:
+    """One frame as it came."""
+
+    __slots__ = ("call", "payload", "sequence", "tag", "type")
+
+    def __init__(self, type_: int, tag: int, call: int, sequence: int, payload: bytes) -> None:
+        self.type, self.tag, self.call, self.sequence, self.payload = type_, tag, call, sequence, payload
+
+
+def encode(type_: int, tag: int, call: int = 0, sequence: int = 0, payload: bytes = b"") -> bytes:
+    """The bytes of a frame."""
+    header = _HEADER.pack(MAGIC, type_, tag, call, sequence, len(payload))
+    return header + _CRC.pack(zlib.crc32(payload, zlib.crc32(header))) + payload
+
+
+def pack(*fields: tuple[str, str | bytes]) -> bytes:
+    """Names and values, names may repeat; the whole is what `unpack` takes apart. Not JSON: its import costs 10 ms."""
+    parts: list[bytes] = []
+    for name, value in fields:
+        for item in (name, value):
+            data = item.encode("utf-8", "surrogateescape") if isinstance(item, str) else item
+            parts += (_CRC.pack(len(data)), data)
+    return b"".join(parts)
+
+
+def unpack(payload: bytes) -> list[tuple[str, bytes]]:
+    """The inverse of `pack`. Raises ValueError when it is not one."""
+    items: list[bytes] = []
+    at, size = 0, len(payload)
+    while at < size:
+        if at + 4 > size:
+            raise ValueError("a field is cut off")
+        end = at + 4 + _CRC.unpack_from(payload, at)[0]
+        if end > size:
+            raise ValueError("a field is cut off")
+        items.append(payload[at + 4 : end])
+        at = end
+    if len(items) % 2:
+        raise ValueError("a name has no value")
+    return [(items[i].decode("utf-8", "surrogateescape"), items[i + 1]) for i in range(0, len(items), 2)]
+
+
+def text(value: bytes) -> str:
+    """A field's value as text; bytes that are no UTF-8 survive the way to a system call."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def number(value: int) -> bytes:
+    """The payload of ACK, RESUME, RESUMED and CREDIT."""
+    return _NUMBER.pack(value)
+
+
+def to_number(payload: bytes) -> int:
+    """The inverse of `number`. Raises ValueError."""
+    if len(payload) != _NUMBER.size:
+        raise ValueError("not a number")
+    return int(_NUMBER.unpack(payload)[0])
+
+
+class Decoder:
+    """Takes bytes in as they come and gives frames out; skips whatever is not one."""
+
+    __slots__ = ("_buffer", "_searched", "skipped")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0
+        self.skipped = 0  # bytes that belonged to no frame
+
+    def feed(self, data: bytes) -> None:
+        """Adds bytes from the channel."""
+        self._buffer += data
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a frame is incomplete and `resynchronise` has not looked at it in this state."""
+        return len(self._buffer) > 0 and len(self._buffer) != self._searched
+
+    def frames(self) -> Iterator[Frame]:
+        """The complete frames so far."""
+        buffer = self._buffer
+        while len(buffer) >= OVERHEAD:
+            if not buffer.startswith(MAGIC):
+                found = buffer.find(MAGIC)
+                self._drop(found if found >= 0 else len(buffer) - len(MAGIC) + 1)
+                continue
+            length = int.from_bytes(buffer[_HEADER.size - 4 : _HEADER.size], "big")
+            if buffer[4] not in _KNOWN or length > (_MAX_CONTROL if buffer[4] < OPEN else MAX_PAYLOAD):
+                self._drop(1)
+                continue
+            if len(buffer) < OVERHEAD + length:
+                return
+            frame = self._frame_at(0, length)
+            if frame is None:
+                self._drop(1)
+                continue
+            del buffer[: OVERHEAD + length]
+            self._searched = 0
+            yield frame
+
+    def resynchronise(self) -> Frame | None:
+        """To be called when an incomplete frame has not grown for STALL_S: gives the HELLO, RESUME or the like that
+        ends what came, if there is one, and forgets what was before it. Numbered frames don't count: they are sent
+        again, and their contents may look like anything."""
+        buffer = self._buffer
+        self._searched = len(buffer)
+        at = buffer.rfind(MAGIC, 1)
+        while at > 0:
+            length = len(buffer) - at - OVERHEAD
+            if length >= 0 and buffer[at + 4] < OPEN:
+                frame = self._frame_at(at, length)
+                if frame is not None:
+                    self._drop(len(buffer))
+                    return frame
+            at = buffer.rfind(MAGIC, 1, at)
+        return None
+
+    def _frame_at(self, at: int, length: int) -> Frame | None:
+        """The frame that begins at `at` and whose payload has this length, if its checksum holds."""
+        head = bytes(self._buffer[at : at + OVERHEAD])
+        payload = bytes(self._buffer[at + OVERHEAD : at + OVERHEAD + length])
+        crc = zlib.crc32(payload, zlib.crc32(head[: _HEADER.size]))
+        _, type_, tag, call, sequence, said = _HEADER.unpack_from(head)
+        if said != length or crc != _CRC.unpack_from(head, _HEADER.size)[0]:
+            return None
+        return Frame(type_, tag, call, sequence, payload)
+
+    def _drop(self, count: int) -> None:
+        del self._buffer[:count]
+        self.skipped += count
+        self._searched = 0
+
+
+class Session:
+    """The numbers of one session on one side: what was sent and not acknowledged, and what was received. No I/O."""
+
+    __slots__ = ("_asked_again", "_unacknowledged", "received", "sent", "tag", "unacknowledged_bytes")
+
+    def __init__(self, tag: int) -> None:
+        self.tag = tag
+        self.sent = 0
+        self.received = 0
+        self.unacknowledged_bytes = 0
+        self._unacknowledged: dict[int, bytes] = {}
+        self._asked_again = -1
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is unacknowledged that no more should be produced."""
+        return self.unacknowledged_bytes >= SESSION_WINDOW
+
+    def seal(self, type_: int, call: int, payload: bytes = b"") -> bytes:
+        """A numbered frame, kept until it is acknowledged."""
+        self.sent += 1
+        frame = encode(type_, self.tag, call, self.sent, payload)
+        self._unacknowledged[self.sent] = frame
+        self.unacknowledged_bytes += len(frame)
+        return frame
+
+    def control(self, type_: int) -> bytes:
+        """ACK, RESUME or RESUMED: the last number received."""
+        return encode(type_, self.tag, payload=number(self.received))
+
+    def accept(self, sequence: int) -> bool:
+        """Whether the numbered frame is the next one; it counts as received then."""
+        if sequence != self.received + 1:
+            return False
+        self.received = sequence
+        return True
+
+    def gap(self, sequence: int) -> bool:
+        """Whether the peer should be asked to send again: once for each hole, as it sends all that follows it."""
+        if sequence <= self.received + 1 or self._asked_again == self.received:
+            return False
+        self._asked_again = self.received
+        return True
+
+    def acknowledge(self, last: int) -> None:
+        """The peer has all up to `last`."""
+        kept = self._unacknowledged
+        while kept and (first := next(iter(kept))) <= last:
+            self.unacknowledged_bytes -= len(kept.pop(first))
+
+    def replay(self) -> list[bytes]:
+        """All that is unacknowledged, in order."""
+        self._asked_again = -1
+        return list(self._unacknowledged.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The port, or for tests a socket that behaves like it
+
+
+class Port:
+    """The virtio-serial port. A read gives b"" while no host is connected, a write takes nothing then."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+
+    def try_open(self) -> bool:
+        """Opens the port if the kernel has it by now. There is no udev: devtmpfs has /dev/vportNpM, sysfs its name."""
+        try:
+            for device in os.listdir("/sys/class/virtio-ports"):
+                with open(f"/sys/class/virtio-ports/{device}/name", "rb") as file:
+                    if file.read().strip() == PORT_NAME.encode():
+                        self.fd = os.open(f"/dev/{device}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                        return True
+        except OSError:
+            pass
+        return False
+
+    def read(self) -> bytes | None:
+        """What is there: b"" means that nobody is at the other end, None that nothing has come."""
+        try:
+            return os.read(self.fd, MAX_PAYLOAD)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def write(self, data: bytes) -> int:
+        """How many bytes the port took; 0 for now none."""
+        try:
+            return os.write(self.fd, data)
+        except OSError:
+            return 0
+
+
+class Socket(Port):
+    """A listening Unix socket, one connection at a time: for tests and for trying things without a machine."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        import socket
+
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(1)
+        self._connection: socket.socket | None = None
+
+    def try_open(self) -> bool:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, _ = self._listener.accept()
+        self._connection.setblocking(False)
+        self.fd = self._connection.fileno()
+        return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Identity
+
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+
+
+class Identity:
+    """The steps that make a fork's child a machine of its own, in their order. Few system calls and no imports: right
+    after a fork everything that runs is translated anew, and the user waits for it."""
+
+    def __init__(self, root: str, skip: frozenset[str]) -> None:
+        """`root` goes before every path that is written; the steps in `skip` are not done, which the answer says."""
+        import fcntl
+
+        self._ioctl = fcntl.ioctl
+        self._root = root
+        self._skip = skip
+        self._random = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+
+    def take_on(self, fields: dict[str, bytes]) -> list[tuple[str, str]]:
+        """Does every step that `fields` has something for; gives each one's name and what went wrong ("": nothing)."""
+        steps: list[tuple[str, Callable[[bytes], None]]] = [
+            ("entropy", self._entropy),
+            ("hostname", self._hostname),
+            ("machine-id", self._machine_id),
+            ("generation", self._generation),
+            ("clock", self.clock),
+        ]
+        results = []
+        for name, step in steps:
+            value = fields.get(name)
+            if value is None:
+                continue
+            problem = ""
+            if name in self._skip:
+                problem = "skipped: the agent was started with --skip"
+            else:
+                try:
+                    step(value)
+                except (OSError, ValueError) as error:
+                    problem = str(error) or type(error).__name__
+            results.append((name, problem))
+        return results
+
+    def _entropy(self, value: bytes) -> None:
+        if len(value) < 32:
+            raise ValueError("less than 32 bytes of entropy")
+        self._ioctl(self._random, _RNDADDENTROPY, struct.pack("ii", len(value) * 8, len(value)) + value)
+        # Without this the generator would go on for up to a minute from the seed it shares with its siblings.
+        self._ioctl(self._random, _RNDRESEEDCRNG)
+
+    def _hostname(self, value: bytes) -> None:
+        if "kernel-hostname" not in self._skip:
+            _overwrite("/proc/sys/kernel/hostname", value)
+        _overwrite(f"{self._root}/etc/hostname", value + b"\n")
+        path = f"{self._root}/etc/hosts"
+        try:
+            lines = _contents(path).split(b"\n")
+        except FileNotFoundError:
+            lines = [b"127.0.0.1 localhost", b"::1 localhost", b""]
+        kept = [line for line in lines if not line.startswith(b"127.0.1.1")]
+        _overwrite(path, b"127.0.1.1 " + value + b"\n" + b"\n".join(kept))
+
+    def _machine_id(self, value: bytes) -> None:
+        for directory in ("etc", "run"):
+            _overwrite(f"{self._root}/{directory}/machine-id", value + b"\n")
+
+    def _generation(self, value: bytes) -> None:
+        os.makedirs(f"{self._root}/run/forky", exist_ok=True)
+        _overwrite(f"{self._root}/run/forky/generation", value + b"\n")
+
+    def clock(self, value: bytes) -> None:
+        """Sets the wall clock; `value` is decimal nanoseconds since the epoch."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, int(value))
+
+
+def _contents(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
+def _overwrite(path: str, data: bytes) -> None:
+    """Writes in place: after O_TRUNC, ext4 would write the blocks out at close, which a child would wait for."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        os.write(fd, data)
+        if size > len(data):
+            os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calls: each is a process, a command or a fork of the agent that does one of `_WORK`
+
+# A command is over when it has exited and its output is drained; background children may keep the pipes open for ever,
+# so this long after the exit what is in the pipes then is sent and the rest is not waited for.
+DRAIN_S = 0.2
+# Between asking a command to end (SIGHUP) and ending it.
+KILL_S = 2.0
+_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Refused(Exception):
+    """A call that can't be: the kind of error, and why."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
+
+
+class Call:
+    """One call that is under way, and its process."""
+
+    def __init__(self, id_: int, op: str) -> None:
+        self.id, self.op = id_, op
+        self.pid = 0
+        self.stdin = -1
+        self.terminal = -1
+        self.input = bytearray()
+        self.input_ended = False
+        self.input_done = 0  # bytes consumed and not yet given back as credit
+        self.outputs: dict[int, int] = {}  # descriptor: stream
+        self.final: dict[int, int] = {}  # after DRAIN_S: how many bytes each descriptor still gives
+        self.result = b""  # what a worker says of its work
+        self.credit = WINDOW
+        self.code: int | None = None
+        self.exited_at = 0.0
+        self.deadline = 0.0  # of the command's own time limit; 0: none
+        self.kill_at = 0.0
+        self.timed_out = False
+        self.orphan = False  # its session is over: it goes on, but nobody is told
+
+
+class Agent:
+    """The loop: one thread, one epoll, everything else is a process of its own."""
+
+    def __init__(self, port: Port, identity: Identity, init: bool, network: bool) -> None:
+        self.port, self.identity, self.init = port, identity, init
+        self.session: Session | None = None
+        self.session_id = b""
+        self.welcome = b""
+        self.calls: dict[int, Call] = {}
+        self.opening: dict[int, bytearray] = {}
+        self.orphans: list[Call] = []
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.poller = select.epoll()
+        self.decoder = Decoder()
+        self.queue: list[bytes] = []
+        self.writing = b""  # a part of the stream that has begun: it is finished whatever happens
+        self.acknowledge = False
+        self.settlers: list[int] = []  # calls that wait until nothing is left to prepare
+        self.chores: list[Callable[[], None]] = [self._load_modules]
+        if init and network:
+            self.chores.insert(0, configure_network)
+        if init:
+            self.chores.append(self._grow_root)
+        self.chores.append(self._warm_up)
+        self.loaded = False
+        self.helpers: set[int] = set()  # processes of chores
+        self.began = time.monotonic()
+        self.poweroff_asked = False
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Serves until the machine is powered off."""
+        while not self.port.try_open():
+            time.sleep(0.02)
+        self._attach()
+        while not self.poweroff_asked or self.writing or self.queue:
+            for fd, events in self.poller.poll(self._timeout_s()):
+                handler = self.handlers.get(fd)
+                if handler is not None:
+                    handler(events)
+            self._on_time()
+            self._flush()
+
+    def _attach(self) -> None:
+        """Edge-triggered: with nobody at the other end a port is readable and hung up all the time. The kernel wakes
+        the poll when a host connects, so nothing is lost."""
+        self.handlers[self.port.fd] = self._on_port
+        self.poller.register(self.port.fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+
+    def _timeout_s(self) -> float:
+        """Until something has to be done by itself; -1 for ever: an idle machine should cost nothing."""
+        if self.decoder.stalled:
+            return STALL_S
+        if (
+            self.welcome
+            and not self.writing
+            and not self.queue
+            and (self.chores or (self.settlers and not self.helpers))
+        ):
+            return 0
+        now = time.monotonic()
+        due = [] if self.welcome or not self.chores else [now + 1.0]
+        if self.writing or self.queue:
+            due.append(now + 1.0)  # in case the wake-up for room in the port is missed
+        for call in (*self.calls.values(), *self.orphans):
+            if call.deadline:
+                due.append(call.deadline)
+            if call.kill_at:
+                due.append(call.kill_at)
+            if call.code is not None and not call.final:
+                due.append(call.exited_at + DRAIN_S)
+        return max(0.0, min(due) - now) if due else -1
+
+    def _on_time(self) -> None:
+        if self.decoder.stalled and self.port.fd >= 0:
+            # Nothing may have come in the meantime: `_on_port` would have eaten it.
+            frame = self.decoder.resynchronise()
+            if frame is not None:
+                self._on_frame(frame)
+        now = time.monotonic()
+        for call in (*self.calls.values(), *self.orphans):
+            if call.deadline and now >= call.deadline:
+                call.deadline, call.timed_out = 0.0, True
+                _signal_group(call.pid, 9)
+            if call.kill_at and now >= call.kill_at:
+                call.kill_at = 0.0
+                _signal_group(call.pid, 9)
+            if call.code is not None and not call.final and now >= call.exited_at + DRAIN_S:
+                self._last_drain(call)
+        idle = not self.writing and not self.queue and not self.decoder.stalled
+        if idle and self.chores and (self.welcome or now - self.began > 1.0):
+            self.chores.pop(0)()
+        if self.settlers and not self.chores and not self.helpers:
+            for id_ in self.settlers:
+                self._finish(id_, ("code", "0"))
+            self.settlers.clear()
+
+    # -- the channel
+
+    def _on_port(self, _events: int) -> None:
+        while True:
+            data = self.port.read()
+            if not data:
+                break
+            self.decoder.feed(data)
+            for frame in self.decoder.frames():
+                self._on_frame(frame)
+        if data == b"" and isinstance(self.port, Socket):
+            self.poller.unregister(self.port.fd)
+            del self.handlers[self.port.fd]
+            self.port.try_open()
+            self._attach()
+
+    def _on_frame(self, frame: Frame) -> None:
+        session = self.session
+        try:
+            if frame.type == HELLO:
+                self._on_hello(frame)
+            elif frame.type == RESUME and (session is None or frame.tag != session.tag):
+                self.queue.append(encode(UNKNOWN, frame.tag))
+            elif session is None or frame.tag != session.tag:
+                return
+            elif frame.type >= OPEN:
+                if session.accept(frame.sequence):
+                    self.acknowledge = True
+                    self._on_call_frame(frame)
+                elif session.gap(frame.sequence):
+                    self.queue.append(session.control(RESUMED))
+                else:
+                    self.acknowledge = True
+            elif frame.type == ACK:
+                was_full = session.full
+                session.acknowledge(to_number(frame.payload))
+                if was_full and not session.full:
+                    self._watch_outputs()
+            elif frame.type in (RESUME, RESUMED):
+                session.acknowledge(to_number(frame.payload))
+                self.queue = [session.control(RESUMED)] if frame.type == RESUME else []
+                self.queue += session.replay()
+                self._watch_outputs()
+        except (ValueError, KeyError) as error:
+            complain(f"a frame of type {frame.type} was not understood: {error!r}")
+
+    def _flush(self) -> None:
+        session = self.session
+        if self.acknowledge and session is not None:
+            self.acknowledge = False
+            self.queue.append(session.control(ACK))
+        while self.writing or self.queue:
+            if not self.writing:
+                self.writing = b"".join(self.queue)
+                self.queue.clear()
+            written = self.port.write(self.writing[:CHUNK])
+            if not written:
+                return
+            self.writing = self.writing[written:]
+
+    def _send(self, type_: int, call: int, payload: bytes = b"") -> None:
+        if self.session is not None:
+            self.queue.append(self.session.seal(type_, call, payload))
+
+    def _finish(self, id_: int, *fields: tuple[str, str]) -> None:
+        """The call's last word."""
+        self._send(RESULT, id_, pack(*fields))
+
+    def _on_hello(self, frame: Frame) -> None:
+        """A new session, or the same greeting again: that gets the same answer and changes nothing."""
+        fields = dict(unpack(frame.payload))
+        if fields["session"] != self.session_id:
+            self._forget_session(fields.get("orphans", b"run"))
+            self.session_id, self.session = fields["session"], Session(frame.tag)
+            steps = self.identity.take_on(fields)
+            self.welcome = pack(
+                ("session", self.session_id),
+                ("version", VERSION),
+                ("pid", str(os.getpid())),
+                ("uptime-ns", str(time.clock_gettime_ns(time.CLOCK_BOOTTIME))),
+                *((f"step:{name}", problem[:300]) for name, problem in steps),
+            )
+        self.queue.append(encode(WELCOME, frame.tag, payload=self.welcome + pack(("time-ns", str(time.time_ns())))))
+        self._flush()
+
+    def _forget_session(self, orphans: bytes) -> None:
+        self.queue.clear()
+        self.opening.clear()
+        self.settlers.clear()
+        self.acknowledge = False
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            self._orphan(call, kill=orphans == b"kill")
+
+    def _orphan(self, call: Call, kill: bool) -> None:
+        """Nobody listens to the call any more: its input ends, and its output is thrown away."""
+        call.orphan = True
+        call.input_ended = True
+        self.orphans.append(call)
+        self._feed_input(call)
+        if call.code is not None and not call.outputs:
+            self.orphans.remove(call)
+        elif kill or call.op != "exec":
+            self._end(call)
+
+    # -- calls
+
+    def _on_call_frame(self, frame: Frame) -> None:
+        if frame.type == OPEN:
+            self._on_open(frame)
+            return
+        call = self.calls.get(frame.call)
+        if call is None:
+            return
+        if frame.type == DATA:
+            call.input += frame.payload[1:]
+            self._feed_input(call)
+        elif frame.type == END_OF_INPUT:
+            call.input_ended = True
+            self._feed_input(call)
+        elif frame.type == CREDIT:
+            call.credit += to_number(frame.payload)
+            self._watch(call)
+        elif frame.type == CONTROL:
+            fields = dict(unpack(frame.payload))
+            if "rows" in fields and call.terminal >= 0:
+                set_size(call.terminal, int(fields["rows"]), int(fields["columns"]))
+            if "signal" in fields and call.code is None:
+                _signal_group(call.pid, int(fields["signal"]))
+            if "cancel" in fields:
+                self._orphan(self.calls.pop(call.id), kill=True)
+
+    def _on_open(self, frame: Frame) -> None:
+        request = self.opening.setdefault(frame.call, bytearray())
+        request += frame.payload[1:]
+        if frame.payload[0] and len(request) <= MAX_OPEN:
+            return
+        del self.opening[frame.call]
+        fields = unpack(bytes(request))
+        op = text(dict(fields)["op"])
+        try:
+            if op == "settle":
+                self.settlers.append(frame.call)
+            elif op == "stat":
+                self._finish(frame.call, *stat(dict(fields)["path"]))
+            elif op == "clock":
+                self.identity.clock(dict(fields)["time-ns"])
+                self._finish(frame.call, ("code", "0"))
+            elif op == "poweroff":
+                self.poweroff_asked = True
+                self._finish(frame.call, ("code", "0"))
+            else:
+                self._start(frame.call, op, fields)
+        except Refused as error:
+            self._finish(frame.call, ("code", "-1"), ("kind", error.kind), ("failure", str(error)))
+        except OSError as error:
+            self._finish(frame.call, ("code", "-1"), ("kind", "failed"), ("failure", str(error)))
+
+    def _start(self, id_: int, op: str, fields: list[tuple[str, bytes]]) -> None:
+        if not self.loaded:
+            self._load_modules()
+        call = Call(id_, op)
+        if op == "exec":
+            try:
+                start_command(call, fields)
+            except (OSError, Refused, ValueError) as error:
+                code = 127 if isinstance(error, (FileNotFoundError, NotADirectoryError)) else 126
+                self._finish(id_, ("code", str(code)), ("failure", _why(error)))
+                return
+            timeout_s = float(dict(fields).get("timeout", b"0"))
+            if timeout_s > 0:
+                call.deadline = time.monotonic() + timeout_s
+        elif op in _WORK:
+            start_worker(call, _WORK[op], dict(fields))
+        else:
+            raise Refused("unknown", f"this agent (version {VERSION}) knows no «{op}»")
+        self.calls[id_] = call
+        self._send(STARTED, id_, pack(("pid", str(call.pid))))
+        self._watch(call)
+
+    def _feed_input(self, call: Call) -> None:
+        """Gives the command what has come for it, as far as it takes it now."""
+        if call.stdin < 0:
+            call.input_done += len(call.input)
+            call.input.clear()
+        while call.input:
+            try:
+                written = os.write(call.stdin, call.input[:MAX_PAYLOAD])
+            except BlockingIOError:
+                break
+            except OSError:  # it reads no more: the rest goes nowhere, as with a pipe
+                call.input_done += len(call.input)
+                call.input.clear()
+                self._close_input(call)
+                break
+            del call.input[:written]
+            call.input_done += written
+        if call.input_ended and not call.input:
+            self._close_input(call)
+        if not call.orphan and call.input_done >= (WINDOW // 4 if call.input else 1):
+            self._send(CREDIT, call.id, number(call.input_done))
+            call.input_done = 0
+        self._watch(call)
+
+    def _close_input(self, call: Call) -> None:
+        if call.stdin < 0:
+            return
+        if call.terminal >= 0:
+            # A terminal has no end of input of its own: its line discipline makes one of ^D on an empty line.
+            try:
+                os.write(call.terminal, b"\x04")
+            except OSError:
+                pass
+        else:
+            self._unwatch(call.stdin)
+            os.close(call.stdin)
+        call.stdin = -1
+
+    def _watch_outputs(self) -> None:
+        for call in self.calls.values():
+            self._watch(call)
+
+    def _watch(self, call: Call) -> None:
+        """Polls what the call can use now: output if there is credit for it, input if some waits."""
+        readable = call.orphan or (call.credit > 0 and self.session is not None and not self.session.full)
+        for fd, stream in call.outputs.items():
+            wanted = select.EPOLLIN if readable or stream < 0 else 0
+            if fd == call.terminal and call.input:
+                wanted |= select.EPOLLOUT
+            self._set_watch(fd, wanted, call)
+        if call.stdin >= 0 and call.stdin not in call.outputs:
+            self._set_watch(call.stdin, select.EPOLLOUT if call.input else 0, call)
+
+    def _set_watch(self, fd: int, wanted: int, call: Call) -> None:
+        # A descriptor that is hung up is reported whatever is asked for, so one with nothing wanted is not registered.
+        if not wanted:
+            self._unwatch(fd)
+        elif fd in self.handlers:
+            self.poller.modify(fd, wanted)
+        else:
+            self.handlers[fd] = lambda events: self._on_process(call, fd, events)
+            self.poller.register(fd, wanted)
+
+    def _unwatch(self, fd: int) -> None:
+        if self.handlers.pop(fd, None) is not None:
+            self.poller.unregister(fd)
+
+    def _on_process(self, call: Call, fd: int, events: int) -> None:
+        if fd == call.stdin and events & (select.EPOLLOUT | select.EPOLLERR):
+            self._feed_input(call)
+        if fd in call.outputs and events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            self._read_output(call, fd)
+            self._watch(call)
+
+    def _read_output(self, call: Call, fd: int) -> None:
+        """Sends one piece of output on. A terminal whose last user is gone gives an error, a pipe gives nothing."""
+        stream = call.outputs[fd]
+        limit = CHUNK if call.orphan or stream < 0 else min(CHUNK, call.credit)
+        if fd in call.final:
+            limit = min(limit, call.final[fd])
+        try:
+            data = os.read(fd, limit) if limit else b""
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close_output(call, fd)
+            return
+        if fd in call.final:
+            call.final[fd] -= len(data)
+        if stream < 0:
+            call.result += data[: _MAX_CONTROL - len(call.result)]
+        elif not call.orphan:
+            call.credit -= len(data)
+            self._send(DATA, call.id, bytes((stream,)) + data)
+        if call.final.get(fd) == 0:
+            self._close_output(call, fd)
+
+    def _close_output(self, call: Call, fd: int) -> None:
+        self._unwatch(fd)
+        os.close(fd)
+        del call.outputs[fd]
+        if fd == call.terminal:
+            call.terminal = call.stdin = -1
+        if call.code is not None and not call.outputs:
+            self._over(call)
+
+    def _last_drain(self, call: Call) -> None:
+        """DRAIN_S after the exit: what lies in the pipes now is all that will be sent."""
+        import fcntl
+
+        for fd in list(call.outputs):
+            size = struct.unpack("i", fcntl.ioctl(fd, 0x541B, b"\0\0\0\0"))[0]  # FIONREAD
+            call.final[fd] = size
+            if not size:
+                self._close_output(call, fd)
+
+    def _on_child(self, _events: int = 0) -> None:
+        """Reaps whoever ended: our commands, and as process 1 every orphan of the machine."""
+        try:
+            os.read(self.wakeup, 4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self.helpers.discard(pid)
+            for call in (*self.calls.values(), *self.orphans):
+                if call.pid == pid and call.code is None:
+                    code = os.waitstatus_to_exitcode(status)
+                    call.code = 124 if call.timed_out else 128 - code if code < 0 else code
+                    call.exited_at = time.monotonic()
+                    call.deadline = 0.0
+                    if not call.outputs:
+                        self._over(call)
+                    break
+
+    def _over(self, call: Call) -> None:
+        """The process has exited and all of its output is sent."""
+        if call.stdin >= 0 and call.stdin != call.terminal:
+            self._unwatch(call.stdin)
+            os.close(call.stdin)
+        call.stdin = -1
+        if call.orphan:
+            self.orphans.remove(call)
+            return
+        del self.calls[call.id]
+        fields = [("code", str(call.code)), ("timed-out", "1" if call.timed_out else "")]
+        if call.op != "exec":
+            try:
+                fields += [(name, text(value)) for name, value in unpack(call.result)]
+            except ValueError:
+                fields += [("failure", "the agent's answer was cut off"), ("kind", "failed")]
+        self._finish(call.id, *fields)
+
+    def _end(self, call: Call) -> None:
+        """Asks the call's processes to end, and makes them in KILL_S."""
+        if call.code is None:
+            _signal_group(call.pid, 1)
+            call.kill_at = time.monotonic() + KILL_S
+
+    # -- chores: what can wait until the first answer is given
+
+    def _load_modules(self) -> None:
+        """Loads what calls need. In a template this has happened, and its children have it loaded."""
+        if self.loaded:
+            return
+        self.loaded = True
+        import gc
+        import pwd  # noqa: F401
+        import signal
+        import subprocess  # noqa: F401
+        import tarfile  # noqa: F401
+
+        self.wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        self.handlers[self.wakeup] = self._on_child
+        self.poller.register(self.wakeup, select.EPOLLIN)
+        # A collection would touch every object, and in a fork's child every page touched is copied.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    def _grow_root(self) -> None:
+        """Lets the root file system fill its disk. resize2fs does nothing when it does already."""
+        try:
+            device = next(
+                line.split()[0] for line in _contents("/proc/mounts").decode().split("\n") if line.split()[1:2] == ["/"]
+            )
+            if device.startswith("/dev/"):
+                self._help(["resize2fs", device])
+        except (OSError, StopIteration) as error:
+            complain(f"the root file system was not grown: {error}")
+
+    def _warm_up(self) -> None:
+        """Runs a command once, so that templates have what a command needs in memory."""
+        try:
+            self._help(["true"])
+        except OSError as error:
+            complain(f"no command could be run: {error}")
+
+    def _help(self, argv: list[str]) -> None:
+        import subprocess
+
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": text(_PATH)},
+        )
+        self.helpers.add(process.pid)
+        process.returncode = 0  # reaped by `_on_child`, not by this object
+
+
+def complain(message: str) -> None:
+    """A line on the console."""
+    print(f"forky-agent: {message}", file=sys.stderr, flush=True)
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
+def _signal_group(pid: int, number_: int) -> None:
+    """To the process group of a command; one that is gone is fine."""
+    try:
+        os.killpg(pid, number_)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def stat(path: bytes) -> list[tuple[str, str]]:
+    """What `path` is; links are followed."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return [("code", "0"), ("exists", "")]
+    return [
+        ("code", "0"),
+        ("exists", "1"),
+        ("directory", "1" if found.st_mode & 0o170000 == 0o040000 else ""),
+        ("size", str(found.st_size)),
+        ("mode", str(found.st_mode)),
+    ]
+
+
+def set_size(terminal: int, rows: int, columns: int) -> None:
+    """Tells a terminal its size, and those who use it by SIGWINCH."""
+    import fcntl
+
+    fcntl.ioctl(terminal, 0x5414, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))  # TIOCSWINSZ
+
+
+class Account:
+    """A user of the guest: ids, groups and the environment that a login would give."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is a name or a number; raises Refused when there is no such user. A number needs no entry."""
+        import pwd
+
+        try:
+            entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+            self.uid, self.gid, user, home, shell = entry[2], entry[3], entry[0], entry[5], entry[6]
+        except KeyError:
+            if not name.isdigit():
+                raise Refused("not-found", f"there is no user «{name}» in the machine") from None
+            self.uid = self.gid = int(name)
+            user, home, shell = name, "/", "/bin/sh"
+        self.groups = os.getgrouplist(user, self.gid)
+        self.home = home or "/"
+        self.environment = {
+            b"PATH": _PATH,
+            b"HOME": self.home.encode(),
+            b"USER": user.encode(),
+            b"LOGNAME": user.encode(),
+            b"SHELL": (shell or "/bin/sh").encode(),
+        }
+
+
+def start_command(call: Call, fields: list[tuple[str, bytes]]) -> None:
+    """Starts a command in a session and process group of its own. Raises OSError, Refused or ValueError."""
+    single = dict(fields)
+    argv = [value for name, value in fields if name == "argv"]
+    account = Account(text(single.get("user", b"")) or "0")
+    environment = account.environment
+    if "rows" in single:
+        environment[b"TERM"] = b"xterm-256color"
+    for name, value in fields:
+        if name == "env":
+            key, _, content = value.partition(b"=")
+            environment[key] = content
+    directory = single.get("directory") or account.home.encode()
+    if "rows" in single:
+        _start_on_terminal(call, argv, environment, directory, account, (int(single["rows"]), int(single["columns"])))
+    else:
+        _start_on_pipes(call, argv, environment, directory, account, "stdin" in single)
+
+
+def _start_on_pipes(
+    call: Call, argv: list[bytes], environment: dict[bytes, bytes], directory: bytes, account: Account, stdin: bool
+) -> None:
+    import subprocess
+
+    own = account.uid == os.geteuid()
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        for is_input in (True, False, False) if stdin else (False, False):
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            ours.append(write_end if is_input else read_end)
+            theirs.append(read_end if is_input else write_end)
+        process = subprocess.Popen(
+            argv,
+            stdin=theirs[0] if stdin else subprocess.DEVNULL,
+            stdout=theirs[-2],
+            stderr=theirs[-1],
+            env=environment,
+            cwd=directory,
+            start_new_session=True,
+            # Without a change of user Python starts it by vfork, which does not copy the agent's page tables.
+            user=None if own else account.uid,
+            group=None if own else account.gid,
+            extra_groups=None if own else account.groups,
+        )
+    except BaseException:
+        for fd in (*ours, *theirs):
+            os.close(fd)
+        raise
+    for fd in theirs:
+        os.close(fd)
+    call.pid = process.pid
+    process.returncode = 0  # reaped by `_on_child`; the object must not wait for a pid that may be another's by then
+    _adopt(call, ours)
+
+
+def _adopt(call: Call, ours: list[int]) -> None:
+    """Our ends of a process's pipes: perhaps its input, then its output, then its errors."""
+    for fd in ours:
+        os.set_blocking(fd, False)
+    if len(ours) == 3:
+        call.stdin = ours[0]
+    call.outputs = {ours[-2]: STDOUT, ours[-1]: STDERR}
+
+
+def _start_on_terminal(
+    call: Call,
+    argv: list[bytes],
+    environment: dict[bytes, bytes],
+    directory: bytes,
+    account: Account,
+    size: tuple[int, int],
+) -> None:
+    """A fork, not subprocess: the terminal becomes the controlling one by being opened in the new session."""
+    terminal, user_end = os.openpty()
+    report, report_end = os.pipe2(os.O_CLOEXEC)
+    set_size(terminal, *size)
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setsid()
+            user_end = os.open(os.ttyname(user_end), os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(user_end, fd)
+            _default_signals()
+            if account.uid != os.geteuid():
+                os.fchown(user_end, account.uid, -1)
+                os.setgroups(account.groups)
+                os.setgid(account.gid)
+                os.setuid(account.uid)
+            os.chdir(directory)
+            os.execvpe(argv[0], argv, environment)
+        except BaseException as error:  # the child must not go on as a second agent
+            errno_ = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
+            os.write(report_end, str(errno_).encode())
+        os._exit(127)
+    os.close(user_end)
+    os.close(report_end)
+    problem = os.read(report, 16)  # until it has become the command
+    os.close(report)
+    if problem:
+        os.close(terminal)
+        raise OSError(int(problem), os.strerror(int(problem)), text(argv[0]))
+    call.pid = pid
+    os.set_blocking(terminal, False)
+    call.terminal = call.stdin = terminal
+    call.outputs = {terminal: STDOUT}
+
+
+def _default_signals() -> None:
+    """Python ignores SIGPIPE and the like, which a command must not inherit."""
+    import signal
+
+    for number_ in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+        signal.signal(number_, signal.SIG_DFL)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Work that may block, done in forks of the agent: its input is a stream, its output is another, its result a third
+
+
+def start_worker(
+    call: Call, work: Callable[[dict[str, bytes]], list[tuple[str, str]]], fields: dict[str, bytes]
+) -> None:
+    """Forks a process that does `work`, reading from 0, writing to 1, its result going to 2."""
+    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    ours = [pairs[0][1], pairs[1][0], pairs[2][0]]
+    theirs = [pairs[0][0], pairs[1][1], pairs[2][1]]
+    pid = os.fork()
+    if not pid:
+        result: list[tuple[str, str]] = []
+        try:
+            os.setsid()
+            for fd, end in enumerate(theirs):
+                os.dup2(end, fd)
+            os.closerange(3, 65536)  # or the ends of other calls' pipes would stay open as long as this works
+            _default_signals()
+            result = work(fields)
+        except BaseException as error:  # whatever it is, the caller hears of it
+            missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            result = [("kind", "not-found" if missing else "failed"), ("failure", _why(error)[:1000])]
+        finally:
+            os.write(2, pack(*result))
+            os._exit(0)
+    for fd in theirs:
+        os.close(fd)
+    call.pid = pid
+    _adopt(call, ours)
+    call.outputs[ours[2]] = -1
+
+
+def _download(fields: dict[str, bytes]) -> list[tuple[str, str]]:
+    """A tar stream of a file or a tree, its top named as the path's last component."""
+    import tarfile
+
+    path = os.path.normpath(text(fields["path"]))
+    os.lstat(path)
+    with open(1, "wb", buffering=0, closefd=False) as out, tarfile.open(fileobj=out, mode="w|", bufsize=CHUNK) as tar:
+        tar.add(path, arcname=os.path.basename(path) or ".")
+    return []
+
+
+def _upload(fields: dict[str, bytes]) -> list[tuple[str, str]]:
+    """Unpacks a tar stream into a directory that is there. The host is trusted, so members go where they say."""
+    import tarfile
+
+    directory = text(fields["directory"])
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
+    files = size = 0
+    os.umask(0)
+    with (
+        open(0, "rb", buffering=0, closefd=False) as source,
+        tarfile.open(fileobj=source, mode="r|", bufsize=CHUNK) as tar,
+    ):
+        if hasattr(tarfile, "fully_trusted_filter"):
+            tar.extraction_filter = tarfile.fully_trusted_filter
+        later = []
+        for member in tar:
+            tar.extract(member, directory, numeric_owner=True, set_attrs=not member.isdir())
+            if member.isdir():
+                later.append(member)
+            else:
+                files += 1
+                size += member.size
+        # Directories get their mode and time when nothing is put into them any more.
+        for member in reversed(later):
+            path = os.path.join(directory, member.name)
+            tar.chown(member, path, numeric_owner=True)
+            tar.utime(member, path)
+            tar.chmod(member, path)
+    return [("files", str(files)), ("bytes", str(size))]
+
+
+def _sync(_fields: dict[str, bytes]) -> list[tuple[str, str]]:
+    os.sync()
+    return []
+
+
+_WORK: dict[str, Callable[[dict[str, bytes]], list[tuple[str, str]]]] = {
+    "download": _download,
+    "upload": _upload,
+    "sync": _sync,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Process 1
+
+
+def _run(*argv: str) -> int:
+    """Runs a program and waits for it; before `subprocess` is loaded, and for what can't hang."""
+    try:
+        pid = os.posix_spawnp(argv[0], argv, {"PATH": text(_PATH)})
+    except OSError as error:
+        complain(f"{argv[0]}: {error}")
+        return 127
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def mount_what_is_missing() -> None:
+    """The usual file systems, unless the initramfs mounted them."""
+    os.environ["PATH"] = text(_PATH)
+    for kind, target, options in (
+        ("proc", "/proc", "nosuid,nodev,noexec"),
+        ("sysfs", "/sys", "nosuid,nodev,noexec"),
+        ("devtmpfs", "/dev", "nosuid,mode=0755"),
+        ("devpts", "/dev/pts", "nosuid,noexec,mode=0620,gid=5,ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", "nosuid,nodev"),
+        ("tmpfs", "/run", "nosuid,nodev,mode=0755"),
+        ("tmpfs", "/tmp", "nosuid,nodev,mode=1777"),
+    ):
+        os.makedirs(target, exist_ok=True)
+        if os.stat(target).st_dev == os.stat(os.path.dirname(target)).st_dev:
+            _run("mount", "-t", kind, "-o", options, kind, target)
+    os.makedirs("/run/forky", exist_ok=True)
+    for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        try:
+            os.symlink(target, f"/dev/{link}")
+        except FileExistsError:
+            pass
+
+
+def configure_network() -> None:
+    """lo, and eth0 with the fixed addresses of QEMU's user-mode network; by ioctl, which takes no processes."""
+    import fcntl
+    import socket
+
+    def request(name: str, rest: bytes) -> bytes:
+        return struct.pack("16s24s", name.encode(), rest)
+
+    def address(ip: str) -> bytes:
+        return struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(ip))
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for name, ip, mask in (("lo", "127.0.0.1", "255.0.0.0"), ("eth0", "10.0.2.15", "255.255.255.0")):
+                if not os.path.exists(f"/sys/class/net/{name}"):
+                    return
+                fcntl.ioctl(sock, 0x8916, request(name, address(ip)))  # SIOCSIFADDR
+                fcntl.ioctl(sock, 0x891C, request(name, address(mask)))  # SIOCSIFNETMASK
+                fcntl.ioctl(
+                    sock, 0x8914, request(name, struct.pack("H", 0x1043))
+                )  # SIOCSIFFLAGS: up, running, multicast
+            # struct rtentry on 64 bits: destination, gateway, netmask, flags (RTF_UP | RTF_GATEWAY)
+            route = struct.pack("8x16s16s16sH6x48x", address("0.0.0.0"), address("10.0.2.2"), address("0.0.0.0"), 3)
+            fcntl.ioctl(sock, 0x890B, route)  # SIOCADDRT
+        if not os.path.exists("/etc/resolv.conf") or not _contents("/etc/resolv.conf").strip():
+            _overwrite("/etc/resolv.conf", b"nameserver 10.0.2.3\n")
+    except OSError as error:
+        complain(f"the network was not set up: {error}")
+
+
+def power_off() -> None:
+    """Ends every process, writes the disks back and cuts the power. Does not return."""
+    deadline = time.monotonic() + 3.0
+    for number_ in (15, 9):
+        try:
+            os.kill(-1, number_)
+        except ProcessLookupError:
+            break
+        while time.monotonic() < deadline:
+            try:
+                if not os.waitpid(-1, os.WNOHANG)[0]:
+                    time.sleep(0.02)
+            except ChildProcessError:
+                break
+        deadline = time.monotonic() + 1.0
+    os.sync()
+    _run("mount", "-o", "remount,ro", "/")
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).reboot(0x4321FEDC)  # RB_POWER_OFF
+    except (ImportError, OSError):
+        with open("/proc/sysrq-trigger", "wb") as file:
+            file.write(b"o")
+    while True:
+        time.sleep(1)
+
+
+def main(arguments: Iterable[str]) -> None:
+    """`--init | --service | --socket PATH`, and for tests `--root DIR` and `--skip STEP,STEP`."""
+    mode, path, root, skip = "--service", "", "", ""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--init", "--service"):
+            mode = argument
+        elif argument == "--socket":
+            mode, path = argument, next(rest)
+        elif argument == "--root":
+            root = next(rest)
+        elif argument == "--skip":
+            skip = next(rest)
+        else:
+            raise SystemExit(f"forky-agent: «{argument}» is not an option")
+    if mode == "--init":
+        mount_what_is_missing()
+    port = Socket(path) if path else Port()
+    Agent(port, Identity(root, frozenset(skip.split(","))), mode == "--init", network=True).run()
+    if mode == "--init":
+        power_off()
+    elif mode == "--service":
+        os.execvp("poweroff", ["poweroff"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,570 @@
+"""The channel and the real agent, with a port between them that is what QEMU's is: it moves, it tears, it loses."""
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from forkypig.agent import agent as wire
+from forkypig.errors import GuestUnresponsive, InvalidRequest, MachineFailed, NotFound
+from forkypig.guest.calls import ExecSpec, Exited, Output, Started
+from forkypig.guest.channel import GuestChannel, Identity
+
+ME = Identity(hostname="child-1", machine_id="0123456789abcdef" * 2)
+
+
+class Port:
+    """QEMU's part: one connection to the guest for good, and a socket for the host that can be put elsewhere.
+
+    After `freeze` nothing is read from the host any more, as with a stopped process; `thaw` puts a new socket in its
+    place. What the host wrote and was not read by then is lost; what the guest wrote is not.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.guest_reader: asyncio.StreamReader
+        self.guest_writer: asyncio.StreamWriter
+        self.host: asyncio.StreamWriter | None = None
+        self.pumps: list[asyncio.Task[None]] = []
+        self.server: asyncio.Server
+        self.connected = asyncio.Event()
+        self.sockets = 0
+        self.to_guest = self.to_host = 0
+
+    async def listen(self) -> Path:
+        """A new socket for the host, as a shell has before it is loaded."""
+        self.sockets += 1
+        path = self.directory / f"host-{self.sockets}.sock"
+        self.connected = asyncio.Event()
+        self.server = await asyncio.start_unix_server(self._accept, path)
+        return path
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.incoming = (reader, writer)
+        self.connected.set()
+
+    async def run(self) -> None:
+        """The process that has the last socket runs."""
+        await self.connected.wait()
+        reader, self.host = self.incoming
+        self.pumps = [asyncio.create_task(self._to_guest(reader)), asyncio.create_task(self._to_host())]
+
+    async def _to_guest(self, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(4096):
+            self.to_guest += len(data)
+            self.guest_writer.write(data)
+            await self.guest_writer.drain()
+
+    async def _to_host(self) -> None:
+        assert self.host is not None
+        while data := await self.guest_reader.read(4096):
+            self.to_host += len(data)
+            self.host.write(data)
+            await self.host.drain()
+
+    async def freeze(self) -> None:
+        for pump in self.pumps:
+            pump.cancel()
+        await asyncio.gather(*self.pumps, return_exceptions=True)
+        self.pumps = []
+
+    async def close(self) -> None:
+        await self.freeze()
+        for writer in (self.host, self.guest_writer):
+            if writer is not None:
+                writer.close()
+
+
+class Guest:
+    """An agent, its port, and a channel that is open."""
+
+    def __init__(self, port: Port, channel: GuestChannel, root: Path, process: subprocess.Popen[bytes]) -> None:
+        self.port, self.channel, self.root, self.process = port, channel, root, process
+
+    async def move(self) -> None:
+        """A split of the machine, as hostd does it."""
+        path = await self.port.listen()
+        await self.channel.prepare_move(path)
+        await self.port.freeze()
+        await self.port.run()
+        await self.channel.move()
+
+    async def reopen(self, orphans: str, identity: Identity | None = None) -> None:
+        """Another hostd, or a fork's child: a new session with the same agent, while the old one's bytes lie about."""
+        path = await self.port.listen()
+        await self.port.freeze()
+        await self.channel.close()
+        self.channel = GuestChannel("m-test")
+        await self.channel.connect(path, identity=identity, orphans=orphans)  # type: ignore[arg-type]
+        await self.port.run()
+        await self.channel.answered(10)
+
+
+@contextlib.asynccontextmanager
+async def started(directory: Path, skip: str = "clock,kernel-hostname") -> AsyncIterator[Guest]:
+    root = directory / "root"
+    for name in ("etc", "run"):
+        (root / name).mkdir(parents=True)
+    path = directory / "agent.sock"
+    arguments = [sys.executable, "-I", "-S", "-B", wire.__file__, "--socket", str(path), "--root", str(root)]
+    process = subprocess.Popen([*arguments, "--skip", skip])
+    port = Port(directory)
+    channel = GuestChannel("m-test")
+    try:
+        while True:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                port.guest_reader, port.guest_writer = await asyncio.open_unix_connection(path)
+                break
+            assert process.poll() is None
+            await asyncio.sleep(0.01)
+        yield Guest(port, channel, root, process)
+    finally:
+        await channel.close()
+        await port.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
+    async with started(tmp_path) as guest:
+        host = await guest.port.listen()
+        await guest.channel.connect(host, identity=None, orphans="run")
+        await guest.port.run()
+        await guest.channel.answered(10)
+        yield guest
+        await guest.channel.close()
+
+
+async def run(guest: Guest, *argv: str, **more: object) -> tuple[bytes, bytes, Exited]:
+    call = await guest.channel.exec(ExecSpec(argv=argv, **more))  # type: ignore[arg-type]
+    out = {1: b"", 2: b""}
+    async for event in call:
+        if isinstance(event, Output):
+            out[event.fd] += event.data
+        elif isinstance(event, Exited):
+            return out[1], out[2], event
+    raise AssertionError("no exit")
+
+
+# -- commands
+
+
+async def test_output_and_code(guest: Guest) -> None:
+    out, err, end = await run(guest, "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (out, err, end) == (b"out\n", b"err\n", Exited(7))
+
+
+async def test_environment_directory_and_user(guest: Guest) -> None:
+    spec = {"environment": {"FOO": "b\nar"}, "directory": "/tmp", "user": "nobody"}
+    out, _, _ = await run(guest, "sh", "-c", 'echo "$FOO"; pwd; id -un; echo $LOGNAME; id -Gn', **spec)
+    assert out == b"b\nar\n/tmp\nnobody\nnobody\nnogroup\n"
+
+
+async def test_signal_is_told_as_a_shell_does(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["sleep", "60"]))
+    assert isinstance(await anext(call), Started)
+    call.signal(15)
+    assert await anext(call) == Exited(143)
+
+
+async def test_timeout_kills_the_group(guest: Guest) -> None:
+    began = time.monotonic()
+    _, _, end = await run(guest, "sh", "-c", "sleep 60 & sleep 60", timeout_s=0.3)
+    assert end == Exited(124, timed_out=True)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("terminal", [None, (24, 80)])
+@pytest.mark.parametrize(
+    ("argv", "code", "why"),
+    [
+        (["/no/such"], 127, "No such file"),
+        (["/etc/passwd"], 126, "Permission denied"),
+        (["nonesuch"], 127, "No such file"),
+    ],
+)
+async def test_what_can_not_start_says_why(
+    guest: Guest, argv: list[str], code: int, why: str, terminal: tuple[int, int] | None
+) -> None:
+    _, _, end = await run(guest, *argv, terminal=terminal)
+    assert end.code == code
+    assert why in end.failure
+
+
+async def test_unknown_user_and_directory(guest: Guest) -> None:
+    assert "no user «mallory»" in (await run(guest, "true", user="mallory"))[2].failure
+    assert "/nowhere" in (await run(guest, "true", directory="/nowhere"))[2].failure
+
+
+async def test_nonsense_is_refused_before_it_is_sent(guest: Guest) -> None:
+    for spec in (ExecSpec(argv=[]), ExecSpec(argv=["a\0b"]), ExecSpec(argv=["x" * (3 << 20)])):
+        with pytest.raises(InvalidRequest):
+            await guest.channel.exec(spec)
+    with pytest.raises(InvalidRequest):
+        await guest.channel.stat("relative")
+
+
+async def test_background_children_do_not_hold_the_exit(guest: Guest) -> None:
+    began = time.monotonic()
+    out, _, end = await run(guest, "sh", "-c", "sleep 30 & echo done")
+    assert (out, end.code) == (b"done\n", 0)
+    assert time.monotonic() - began < 5
+
+
+async def test_long_arguments(guest: Guest) -> None:
+    argument = "é" * 60_000
+    out, _, end = await run(guest, "sh", "-c", 'printf %s "$1" | wc -c', "sh", argument)
+    assert (int(out), end.code) == (120_000, 0)
+
+
+async def test_terminal(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["sh"], terminal=(40, 100), stdin=True, environment={"PS1": ""}))
+    await call.write(b"stty size; tty >/dev/null && echo 'is a 'tty; sleep 0.3; stty size; exit 3\n")
+    await asyncio.sleep(0.15)
+    call.resize(50, 120)
+    seen = b""
+    async for event in call:
+        if isinstance(event, Output):
+            assert event.fd == 1
+            seen += event.data
+        elif isinstance(event, Exited):
+            assert event.code == 3
+    assert b"40 100\r\nis a tty\r\n50 120\r\n" in seen
+
+
+async def test_end_of_input_on_a_terminal(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["cat"], terminal=(24, 80), stdin=True))
+    await call.write(b"hello\n")
+    call.close_stdin()
+    events = [event async for event in call]
+    assert events[-1] == Exited(0)
+
+
+async def test_input_echoes_back_whole(guest: Guest) -> None:
+    data = os.urandom(3 << 20)
+    call = await guest.channel.exec(ExecSpec(argv=["cat"], stdin=True))
+
+    async def feed() -> None:
+        await call.write(data)
+        call.close_stdin()
+
+    feeding = asyncio.create_task(feed())
+    back = b"".join([event.data async for event in call if isinstance(event, Output)])
+    await feeding
+    assert back == data
+
+
+async def test_input_nobody_reads_is_not_an_error(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["true"], stdin=True))
+    await call.write(b"x" * (2 << 20))
+    assert [event async for event in call][-1] == Exited(0)
+
+
+async def test_many_calls_at_once(guest: Guest) -> None:
+    results = await asyncio.gather(*(run(guest, "sh", "-c", f"seq {n} {n + 2000} | md5sum") for n in range(40)))
+    for n, (out, _, end) in enumerate(results):
+        numbers = "".join(f"{i}\n" for i in range(n, n + 2001)).encode()
+        assert (end.code, out.split()[0].decode()) == (0, hashlib.md5(numbers).hexdigest())
+
+
+async def test_slow_reader_blocks_no_other(guest: Guest) -> None:
+    slow = await guest.channel.exec(ExecSpec(argv=["head", "-c", "20000000", "/dev/zero"]))
+    for _ in range(5):
+        assert (await run(guest, "echo", "hi"))[0] == b"hi\n"
+    before = guest.port.to_host
+    await asyncio.sleep(0.3)
+    assert guest.port.to_host - before < 4096  # it waits for credit and is not buffered
+    total = sum([len(event.data) async for event in slow if isinstance(event, Output)])
+    assert total == 20_000_000
+
+
+async def test_closing_a_call_ends_its_command(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["sh", "-c", "trap '' HUP; while :; do echo y; done"]))
+    started_ = await anext(call)
+    assert isinstance(started_, Started)
+    call.close()
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{started_.pid}").exists():
+            await asyncio.sleep(0.05)
+    assert (await run(guest, "echo", "on"))[0] == b"on\n"
+
+
+# -- files
+
+
+async def test_upload_and_download(guest: Guest, tmp_path: Path) -> None:
+    source = tmp_path / "tree"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "data").write_bytes(os.urandom(1_500_000))
+    (source / "inner" / "data").chmod(0o640)
+    (source / "link").symlink_to("inner/data")
+    (source / "inner").chmod(0o555)
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        tar.add(source, "tree")
+    target = tmp_path / "into"
+    target.mkdir()
+    upload = await guest.channel.upload(str(target))
+    await upload.write(stream.getvalue())
+    assert await upload.finish() == (2, 1_500_000)
+    assert (target / "tree/inner/data").read_bytes() == (source / "inner/data").read_bytes()
+    assert (target / "tree/inner").stat().st_mode & 0o777 == 0o555
+
+    back = b"".join([piece async for piece in guest.channel.download(str(target / "tree"))])
+    with tarfile.open(fileobj=io.BytesIO(back)) as tar:
+        assert tar.getnames() == ["tree", "tree/inner", "tree/inner/data", "tree/link"]
+        member = tar.extractfile("tree/inner/data")
+        assert member is not None
+        assert member.read() == (source / "inner/data").read_bytes()
+
+    found = await guest.channel.stat(str(target / "tree/link"))
+    assert (found.exists, found.directory, found.size_bytes, found.mode & 0o777) == (True, False, 1_500_000, 0o640)
+
+
+async def test_files_that_are_not_there(guest: Guest, tmp_path: Path) -> None:
+    assert not (await guest.channel.stat("/no/such")).exists
+    with pytest.raises(NotFound, match="/no/such"):
+        async for _ in guest.channel.download("/no/such"):
+            pass
+    upload = await guest.channel.upload("/no/such")
+    with pytest.raises(NotFound, match="/no/such"):
+        await upload.write(b"x" * 1_000_000)
+        await upload.finish()
+
+
+async def test_download_that_is_left_alone(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(8 << 20))
+    stream = guest.channel.download(str(tmp_path / "big"))
+    assert await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert (await run(guest, "echo", "on"))[0] == b"on\n"
+
+
+async def test_settle_and_sync(guest: Guest) -> None:
+    async with asyncio.timeout(30):
+        await guest.channel.settle()
+        await guest.channel.sync()
+
+
+# -- forks
+
+
+async def test_calls_go_on_over_moves(guest: Guest) -> None:
+    """Commands stream both ways while the machine is split again and again: not a byte lost or doubled."""
+    data = os.urandom(6 << 20)
+    echo = await guest.channel.exec(ExecSpec(argv=["cat"], stdin=True))
+    lines = await guest.channel.exec(ExecSpec(argv=["seq", "600000"]))
+
+    async def feed() -> None:
+        await echo.write(data)
+        echo.close_stdin()
+
+    async def collect(call: object) -> bytes:
+        return b"".join([event.data async for event in call if isinstance(event, Output)])  # type: ignore[attr-defined]
+
+    async def split() -> None:
+        for _ in range(8):
+            await asyncio.sleep(0.03)
+            await guest.move()
+            await guest.channel.resumed()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(feed())
+        back, numbers = group.create_task(collect(echo)), group.create_task(collect(lines))
+        group.create_task(split())
+    assert hashlib.sha256(back.result()).digest() == hashlib.sha256(data).digest()
+    assert numbers.result() == "".join(f"{i}\n" for i in range(1, 600_001)).encode()
+
+
+async def test_call_made_while_moving_waits(guest: Guest) -> None:
+    path = await guest.port.listen()
+    await guest.channel.prepare_move(path)
+    await guest.port.freeze()
+    await guest.channel.move()
+    waiting = asyncio.create_task(run(guest, "echo", "late"))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await guest.port.run()
+    assert (await asyncio.wait_for(waiting, 10))[0] == b"late\n"
+
+
+async def test_old_process_gone_before_the_move(guest: Guest) -> None:
+    path = await guest.port.listen()
+    await guest.channel.prepare_move(path)
+    await guest.port.freeze()
+    assert guest.port.host is not None
+    guest.port.host.close()
+    await asyncio.sleep(0.05)
+    await guest.port.run()
+    await guest.channel.move()
+    assert (await run(guest, "echo", "on"))[0] == b"on\n"
+
+
+async def test_abandoned_move_changes_nothing(guest: Guest) -> None:
+    await guest.channel.prepare_move(await guest.port.listen())
+    guest.channel.abandon_move()
+    assert (await run(guest, "echo", "on"))[0] == b"on\n"
+
+
+async def test_half_a_frame_of_the_parent_before_a_childs_greeting(guest: Guest) -> None:
+    guest.port.guest_writer.write(wire.encode(wire.DATA, 1, 1, 1, b"\0" * 60000)[:20000])
+    began = time.monotonic()
+    await guest.reopen("run", ME)
+    assert time.monotonic() - began < 0.2  # not by a repetition of the greeting
+    assert (await run(guest, "echo", "on"))[0] == b"on\n"
+
+
+async def test_half_a_frame_of_the_guest_before_its_answer(guest: Guest) -> None:
+    path = await guest.port.listen()
+    await guest.port.freeze()
+    await guest.channel.close()
+    guest.channel = GuestChannel("m-test")
+    await guest.channel.connect(path, identity=None, orphans="run")
+    await guest.port.connected.wait()
+    guest.port.incoming[1].write(b"\xfbF" + os.urandom(5000) + wire.encode(wire.DATA, 1, 1, 1, b"\0" * 60000)[:30000])
+    await guest.port.run()
+    await guest.channel.answered(10)
+    assert (await run(guest, "echo", "on"))[0] == b"on\n"
+
+
+async def test_a_child_inherits_commands_that_run(guest: Guest, tmp_path: Path) -> None:
+    script = f"cat >/dev/null; sleep 0.2; head -c 1000000 /dev/zero; echo done > {tmp_path}/mark"
+    await guest.channel.exec(ExecSpec(argv=["sh", "-c", script], stdin=True))
+    await run(guest, "true")
+    await guest.reopen("run", ME)
+    async with asyncio.timeout(10):
+        while not (tmp_path / "mark").exists():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_new_hostd_ends_what_the_old_one_started(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["sh", "-c", "trap '' HUP; sleep 100 & wait; sleep 100"]))
+    begun = await anext(call)
+    assert isinstance(begun, Started)
+    await guest.reopen("kill")
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{begun.pid}").exists():
+            await asyncio.sleep(0.05)
+    with pytest.raises(GuestUnresponsive):
+        await anext(call)
+
+
+async def test_identity(guest: Guest) -> None:
+    (guest.root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 parent-with-a-long-name\n")
+    await guest.reopen("run", ME)
+    info = await guest.channel.answered(1)
+    assert info.steps == {
+        "entropy": "",
+        "hostname": "",
+        "machine-id": "",
+        "generation": "",
+        "clock": "skipped: the agent was started with --skip",
+    }
+    assert (guest.root / "etc/hostname").read_text() == "child-1\n"
+    assert (guest.root / "etc/hosts").read_text() == "127.0.1.1 child-1\n127.0.0.1 localhost\n"
+    assert (guest.root / "etc/machine-id").read_text() == ME.machine_id + "\n"
+    first = (guest.root / "run/forky/generation").read_text()
+    await guest.reopen("run", ME)
+    assert (guest.root / "run/forky/generation").read_text() != first
+
+
+async def test_repeated_greeting_changes_nothing(guest: Guest) -> None:
+    await guest.reopen("run", ME)
+    call = await guest.channel.exec(ExecSpec(argv=["sleep", "1"]))
+    await anext(call)
+    (guest.root / "etc/hostname").write_text("changed\n")
+    guest.channel._greet()
+    assert await anext(call) == Exited(0)
+    assert (guest.root / "etc/hostname").read_text() == "changed\n"
+
+
+async def test_no_fresh_entropy_no_child(tmp_path: Path) -> None:
+    async with started(tmp_path, skip="entropy,clock,kernel-hostname") as guest:
+        path = await guest.port.listen()
+        running = asyncio.create_task(guest.port.run())
+        with pytest.raises(GuestUnresponsive, match="entropy"):
+            await guest.channel.open(path, identity=ME, orphans="run", deadline_s=10)
+        await running
+        assert guest.channel.closed.is_set()
+
+
+# -- trouble
+
+
+async def test_garbage_between_frames(guest: Guest) -> None:
+    for size in (1, 3, 100, 5000):
+        guest.port.guest_writer.write(os.urandom(size) + wire.MAGIC)
+        assert guest.port.host is not None
+        guest.port.host.write(os.urandom(size) + wire.MAGIC)
+        assert (await asyncio.wait_for(run(guest, "echo", "on"), 20))[0] == b"on\n"
+
+
+async def test_lost_bytes_are_sent_again(guest: Guest) -> None:
+    """A hole in the stream of either direction, without a move: the numbering finds it."""
+    call = await guest.channel.exec(ExecSpec(argv=["cat"], stdin=True))
+    assert isinstance(await anext(call), Started)
+    link = guest.channel._link
+    assert link is not None
+    whole = link.write
+    link.write = lambda data: whole(data[: len(data) // 2])  # type: ignore[method-assign]
+    await call.write(b"first ")
+    link.write = whole  # type: ignore[method-assign]
+    await call.write(b"second")
+    call.close_stdin()
+    async with asyncio.timeout(20):
+        assert b"".join([event.data async for event in call if isinstance(event, Output)]) == b"first second"
+
+
+async def test_machine_that_dies_ends_every_call(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["sleep", "60"]))
+    await anext(call)
+    assert guest.port.host is not None
+    guest.port.host.close()
+    with pytest.raises(MachineFailed, match="m-test"):
+        await anext(call)
+    assert guest.channel.closed.is_set()
+    with pytest.raises(GuestUnresponsive):
+        await guest.channel.stat("/")
+
+
+async def test_agent_that_does_not_answer(tmp_path: Path) -> None:
+    port = Port(tmp_path)
+    path = await port.listen()
+    channel = GuestChannel("m-test")
+    with pytest.raises(GuestUnresponsive, match="did not answer"):
+        await channel.open(path, identity=None, orphans="run", deadline_s=0.3)
+    assert channel.closed.is_set()
+    with pytest.raises(MachineFailed):
+        await GuestChannel("m-test").open(tmp_path / "none", identity=None, orphans="run", deadline_s=0.1)
+
+
+async def test_agent_that_was_started_anew_is_noticed(guest: Guest) -> None:
+    call = await guest.channel.exec(ExecSpec(argv=["sleep", "60"]))
+    await anext(call)
+    path = await guest.port.listen()
+    await guest.channel.prepare_move(path)
+    await guest.port.freeze()
+    guest.port.guest_writer.write(
+        wire.encode(wire.HELLO, 7, payload=wire.pack(("session", "other"), ("orphans", "kill")))
+    )
+    await guest.port.run()
+    await guest.channel.move()
+    with pytest.raises(GuestUnresponsive, match="anew"):
+        await anext(call)
+
+
+async def test_poweroff_is_answered_first(guest: Guest) -> None:
+    # With --socket the agent ends instead of the machine.
+    await guest.channel.poweroff()
+    await asyncio.to_thread(guest.process.wait, 10)
+    assert guest.process.returncode == 0
