@@ -167,6 +167,8 @@ class Transfer:
                 with calls(self._socket):
                     await call.read()
             raise errors.InternalError(f"the copy of {path} broke off: {error}") from error
+        except BrokenPipeError:
+            raise  # the caller's own file: whoever read it has gone
         except OSError as error:
             raise _local(error) from error
         finally:

@@ -1,0 +1,49 @@
+"""Arguments that several commands share."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from forkypig.cli import sizes
+
+MachineName = Annotated[str, typer.Argument(metavar="MACHINE", help="A machine's id or name.", show_default=False)]
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MACHINE_OR_SNAPSHOT", help="A machine's id or name, or a snapshot's id or tag.", show_default=False
+    ),
+]
+ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id or name.", show_default=False)]
+
+# Commands whose line ends in another command, and where `--` therefore has a meaning of its own.
+TAKING_A_COMMAND = ("run", "exec")
+
+
+def size(text: str) -> int:
+    """A size in MiB, for typer. Raises BadParameter."""
+    try:
+        return sizes.mib(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, str]:
+    """K=V each. Raises BadParameter."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"«{pair}» is not NAME=VALUE", param_hint="-e")
+        found[key] = value
+    return found
+
+
+def split_command(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Our own words and those after `--`, if the command takes some; None without `--`.
+
+    Done ahead of the parser, which would give the first of them to an argument that was left out."""
+    if argv and argv[0] in TAKING_A_COMMAND and "--" in argv:
+        at = list(argv).index("--")
+        return list(argv[:at]), list(argv[at + 1 :])
+    return list(argv), None

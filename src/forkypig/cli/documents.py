@@ -1,0 +1,105 @@
+"""The JSON documents. Their fields are part of the interface: add, never rename."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forkypig import model
+    from forkypig.sdk.status import Check, Daemon, Status
+
+Document = dict[str, Any]
+
+
+def machine(info: model.Machine) -> Document:
+    return {
+        "id": info.id,
+        "name": info.name,
+        "state": info.state.value,
+        "snapshot": info.snapshot,
+        "image": info.image_name or info.image,
+        "cpus": info.shape.cpus,
+        "memory_mib": info.shape.memory_mib,
+        "qemu_pid": info.qemu_pid,
+        "address": info.address,
+        "disk_mib": info.shape.disk_mib,
+        "image_id": info.image,
+        "parent": info.parent,
+        "operation": info.operation or None,
+        "failure": info.failure or None,
+        "accelerator": info.accelerator,
+        "accelerator_reason": info.accelerator_reason,
+        "created_us": info.created_us,
+    }
+
+
+def snapshot(info: model.Snapshot) -> Document:
+    return {
+        "id": info.id,
+        "tag": info.tag or None,
+        "kind": info.kind.value,
+        "parent": info.parent,
+        "machine": info.machine,
+        "image": info.image,
+        "cpus": info.shape.cpus,
+        "memory_mib": info.shape.memory_mib,
+        "disk_mib": info.shape.disk_mib,
+        "machine_type": info.machine_type,
+        "qemu_build": info.qemu_build,
+        "accelerator": info.accelerator,
+        "cpu_model": info.cpu_model,
+        "pause_ms": round(info.pause_ms, 3),
+        "own_memory_bytes": info.own_memory_bytes,
+        "settled": info.settled,
+        "created_us": info.created_us,
+    }
+
+
+def image(info: model.Image) -> Document:
+    return {
+        "id": info.id,
+        "name": info.name,
+        "size_bytes": info.size_bytes,
+        "kernel": info.kernel,
+        "sha256": info.sha256,
+        "created_us": info.created_us,
+        "description": info.description,
+    }
+
+
+def event(info: model.Event) -> Document:
+    return {
+        "sequence": info.sequence,
+        "time_us": info.time_us,
+        "kind": info.kind,
+        "subject": info.subject,
+        "detail": info.detail,
+    }
+
+
+def _daemon(daemon: Daemon | None) -> Document | None:
+    if daemon is None:
+        return None
+    return {"pid": daemon.pid, "version": daemon.version, "started_us": daemon.started_us}
+
+
+def status(found: Status) -> Document:
+    return {
+        "home": str(found.home),
+        "running": found.running,
+        "controller": _daemon(found.controller),
+        "hostd": _daemon(found.hostd),
+        "pager": _daemon(found.pager),
+        "controller_error": found.controller_error or None,
+        "hostd_error": found.hostd_error or None,
+        "pager_error": found.pager_error or None,
+        "accelerator": found.accelerator,
+        "accelerator_reason": found.accelerator_reason,
+        "qemu_version": found.qemu_version or None,
+        "machines": found.machines,
+        "snapshots": found.snapshots,
+    }
+
+
+def check(found: Check) -> Document:
+    return {"name": found.name, "verdict": found.verdict.value, "detail": found.detail, "remedy": found.remedy or None}

@@ -1,0 +1,122 @@
+"""forky fork, snapshot, snapshots, tree."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forkypig.cli import documents, printing, sizes
+from forkypig.cli.arguments import MachineName, SourceName
+from forkypig.cli.runtime import connected
+
+if TYPE_CHECKING:
+    from forkypig.sdk.client import Forky
+
+app = typer.Typer()
+
+
+@app.command()
+def fork(
+    source: SourceName,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="How many children.")] = 1,
+    name: Annotated[
+        str, typer.Option("--name", metavar="PREFIX", help="Children are PREFIX-1, PREFIX-2, …; else as the source.")
+    ] = "",
+    paused: Annotated[bool, typer.Option("--paused", help="Hand the children out paused.")] = False,
+    as_json: printing.Json = False,
+) -> None:
+    """Split a machine into itself and children.
+
+    They share its memory and disk. A running machine goes on, a paused one stays paused; of a snapshot only children are made.
+    """
+
+    async def work(forky: "Forky") -> None:
+        made = await forky.fork(source, count, name=name, paused=paused)
+        children = [
+            {"id": child.id, "name": child.name, "ready_ms": round(child.ready_ms or 0.0, 3)} for child in made.children
+        ]
+        if as_json:
+            printing.document(
+                {
+                    "snapshot": made.snapshot.id,
+                    "parent": made.parent,
+                    "pause_ms": round(made.pause_ms, 3),
+                    "children": children,
+                }
+            )
+            return
+        paused_for = f"; the parent stood still for {printing.milliseconds(made.pause_ms)}" if made.pause_ms else ""
+        printing.say(f"forked {source} at {made.snapshot.id}{paused_for}")
+        rows = [(child.name, child.id, printing.milliseconds(child.ready_ms or 0.0)) for child in made.children]
+        printing.table(("CHILD", "ID", "READY AFTER"), rows)
+
+    connected(work)
+
+
+@app.command()
+def snapshot(
+    machine: MachineName,
+    tag: Annotated[str, typer.Option("--tag", metavar="TAG", help="A name for it.")] = "",
+    as_json: printing.Json = False,
+) -> None:
+    """Keep a machine's state of this instant."""
+
+    async def work(forky: "Forky") -> None:
+        made = await (await forky.get(machine)).snapshot(tag)
+        if as_json:
+            printing.document(documents.snapshot(made))
+        else:
+            called = f" as {made.tag}" if made.tag else ""
+            printing.say(f"kept {made.id}{called}; the machine stood still for {printing.milliseconds(made.pause_ms)}")
+
+    connected(work)
+
+
+@app.command()
+def snapshots(as_json: printing.Json = False) -> None:
+    """List the snapshots."""
+
+    async def work(forky: "Forky") -> None:
+        found = await forky.snapshots()
+        if as_json:
+            printing.document([documents.snapshot(each) for each in found])
+            return
+        if not found:
+            printing.say("There is no snapshot yet. Keep one: forky snapshot MACHINE --tag good")
+            return
+        rows = [
+            (
+                each.id,
+                each.tag,
+                each.kind.value,
+                each.parent or "",
+                each.machine or "",
+                sizes.human_mib(each.shape.memory_mib),
+                sizes.human(each.own_memory_bytes),
+                "in a file" if each.settled else "in a frozen process",
+                printing.ago(each.created_us),
+            )
+            for each in found
+        ]
+        printing.table(("ID", "TAG", "KIND", "PARENT", "MACHINE", "MEMORY", "OWN", "WHERE", "AGE"), rows)
+
+    connected(work)
+
+
+@app.command()
+def tree(as_json: printing.Json = False) -> None:
+    """Draw which machine and which snapshot came from which."""
+
+    async def work(forky: "Forky") -> None:
+        from forkypig.cli.genealogy import draw, flat, grow
+
+        machines = [machine.info for machine in await forky.list()]
+        kept = await forky.snapshots()
+        roots = grow(machines, kept)
+        if as_json:
+            printing.document(flat(roots))
+        elif not roots:
+            printing.say("Nothing has grown yet. Plant a machine: forky run --name web; fork it: forky fork web -n 3")
+        else:
+            draw(roots)
+
+    connected(work)

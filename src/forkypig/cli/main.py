@@ -1,0 +1,50 @@
+"""The program `forky`: puts the commands together. Nothing here or in the commands' modules may import gRPC or rich
+at the top: `forky --help` is to answer within 200 ms."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from forkypig.cli import copying, daemons, execution, forks, images, machines, runtime
+from forkypig.cli.arguments import split_command
+
+app = typer.Typer(
+    help="Forky Pig forks running virtual machines the way a kernel forks processes.",
+    epilog="FORKY_HOME chooses the directory that everything lives under. Commands start the daemons if none run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
+    pretty_exceptions_enable=False,
+)
+for room in (machines, forks, execution, copying, daemons):
+    app.registered_commands += room.app.registered_commands
+app.add_typer(images.app, name="image")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"forky {version('forkypig')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Forky Pig forks running virtual machines the way a kernel forks processes."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command line and ends the process with its exit code."""
+    words, command = split_command(sys.argv[1:] if argv is None else argv)
+    runtime.run(lambda: app(words, prog_name="forky", obj=command, standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""The same client for programs without an event loop: the verbs of forkypig.sdk, blocking.
+
+    from forkypig.sync import Forky
+
+    with Forky() as forky:
+        web = forky.run(name="web")
+        children = web.fork(3).children
+
+Every verb takes the arguments, and raises the errors, of its namesake in forkypig.sdk, which documents them. The
+asynchronous client works on a loop in a thread of this object's own; verbs may be called from any thread.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, TypeVar
+
+from forkypig import model
+from forkypig.sdk import client, machine, process
+from forkypig.sdk.client import OnProgress
+from forkypig.sdk.process import ExecResult, Output
+from forkypig.sdk.status import Check, Status
+from forkypig.sdk.transfer import Copied, OnBytes
+
+_T = TypeVar("_T")
+
+__all__ = ["Check", "Copied", "ExecResult", "Fork", "Forky", "Machine", "Output", "Process", "Status"]
+
+
+class _Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="forkypig", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs `work` to its end. When we are interrupted (Ctrl-C), ends it before going on."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                future.cancel()
+                with contextlib.suppress(CancelledError):
+                    future.exception(timeout=5.0)  # the verbs give way at once when they are cancelled
+            raise
+
+    def iterate(self, items: AsyncIterator[_T]) -> Iterator[_T]:
+        """The items of an asynchronous iterator."""
+        done = object()
+
+        async def following() -> _T | object:
+            return await anext(items, done)
+
+        try:
+            while (item := self.run(following())) is not done:
+                yield item  # type: ignore[misc]
+        finally:
+            if (close := getattr(items, "aclose", None)) is not None:
+                self.run(close())
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._loop.is_closed():
+            return
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Process:
+    """A running command; see forkypig.sdk.Process. Use as a context manager, and iterate over its output."""
+
+    def __init__(self, loop: _Loop, inner: process.Process) -> None:
+        self._loop, self._inner = loop, inner
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._inner.__aexit__(kind, error, trace))
+
+    def __iter__(self) -> Iterator[Output]:
+        return self._loop.iterate(self._inner.__aiter__())
+
+    @property
+    def exit_code(self) -> int:
+        return self._inner.exit_code
+
+    @property
+    def timed_out(self) -> bool:
+        return self._inner.timed_out
+
+    @property
+    def failure(self) -> str:
+        return self._inner.failure
+
+    def wait(self) -> int:
+        return self._loop.run(self._inner.wait())
+
+    def write(self, data: bytes) -> None:
+        self._loop.run(self._inner.write(data))
+
+    def close_stdin(self) -> None:
+        self._loop.run(self._inner.close_stdin())
+
+    def resize(self, rows: int, columns: int) -> None:
+        self._loop.run(self._inner.resize(rows, columns))
+
+    def signal(self, number: int) -> None:
+        self._loop.run(self._inner.signal(number))
+
+    def terminate(self) -> None:
+        self._loop.run(self._inner.terminate())
+
+
+class Machine:
+    """The handle of one machine; see forkypig.sdk.Machine."""
+
+    def __init__(self, loop: _Loop, inner: machine.Machine) -> None:
+        self._loop, self._inner = loop, inner
+
+    @property
+    def id(self) -> model.MachineId:
+        return self._inner.id
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def info(self) -> model.Machine:
+        return self._inner.info
+
+    @property
+    def state(self) -> model.MachineState:
+        return self._inner.state
+
+    @property
+    def ready_ms(self) -> float | None:
+        return self._inner.ready_ms
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Machine) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def refresh(self) -> model.Machine:
+        return self._loop.run(self._inner.refresh())
+
+    def fork(self, count: int = 1, *, name: str = "", paused: bool = False) -> "Fork":
+        return _fork(self._loop, self._loop.run(self._inner.fork(count, name=name, paused=paused)))
+
+    def snapshot(self, tag: str = "") -> model.Snapshot:
+        return self._loop.run(self._inner.snapshot(tag))
+
+    def pause(self) -> None:
+        self._loop.run(self._inner.pause())
+
+    def resume(self) -> None:
+        self._loop.run(self._inner.resume())
+
+    def stop(self, *, force: bool = False) -> None:
+        self._loop.run(self._inner.stop(force=force))
+
+    def start(self) -> None:
+        self._loop.run(self._inner.start())
+
+    def remove(self) -> None:
+        self._loop.run(self._inner.remove())
+
+    def console(self, *, follow: bool = False) -> Iterator[bytes]:
+        return self._loop.iterate(self._inner.console(follow=follow))
+
+    def process(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        directory: str = "",
+        user: str = "",
+        timeout_s: float = 0.0,
+        terminal: tuple[int, int] | None = None,
+        stdin: bool = False,
+    ) -> Process:
+        inner = self._inner.process(
+            argv,
+            environment=environment,
+            directory=directory,
+            user=user,
+            timeout_s=timeout_s,
+            terminal=terminal,
+            stdin=stdin,
+        )
+        return Process(self._loop, inner)
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        directory: str = "",
+        user: str = "",
+        timeout_s: float = 0.0,
+        stdin: bytes | None = None,
+    ) -> ExecResult:
+        return self._loop.run(
+            self._inner.exec(
+                argv, environment=environment, directory=directory, user=user, timeout_s=timeout_s, stdin=stdin
+            )
+        )
+
+    def upload(self, source: str | Path, path: str, *, on_bytes: OnBytes | None = None) -> Copied:
+        return self._loop.run(self._inner.upload(source, path, on_bytes=on_bytes))
+
+    def download(self, path: str, target: str | Path, *, on_bytes: OnBytes | None = None) -> Copied:
+        return self._loop.run(self._inner.download(path, target, on_bytes=on_bytes))
+
+    def read_file(self, path: str) -> bytes:
+        return self._loop.run(self._inner.read_file(path))
+
+    def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        self._loop.run(self._inner.write_file(path, data, mode=mode))
+
+    def download_into(self, path: str, file: IO[bytes], *, on_bytes: OnBytes | None = None) -> int:
+        return self._loop.run(self._inner.download_into(path, file, on_bytes=on_bytes))
+
+    def upload_from(
+        self, file: IO[bytes], size: int, path: str, *, mode: int = 0o644, on_bytes: OnBytes | None = None
+    ) -> None:
+        self._loop.run(self._inner.upload_from(file, size, path, mode=mode, on_bytes=on_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """What a fork made; see forkypig.sdk.Fork."""
+
+    snapshot: model.Snapshot
+    parent: model.MachineId | None
+    pause_ms: float
+    children: tuple[Machine, ...]
+
+
+def _fork(loop: _Loop, made: machine.Fork) -> Fork:
+    children = tuple(Machine(loop, child) for child in made.children)
+    return Fork(made.snapshot, made.parent, made.pause_ms, children)
+
+
+class Forky:
+    """A connection to one instance of Forky Pig; see forkypig.sdk.Forky. Use as a context manager."""
+
+    def __init__(
+        self, home: str | Path | None = None, *, start: bool = True, on_progress: OnProgress | None = None
+    ) -> None:
+        self._inner = client.Forky(home, start=start, on_progress=on_progress)
+        self._loop: _Loop | None = None
+
+    def connect(self) -> Self:
+        loop = self._loop or _Loop()
+        try:
+            loop.run(self._inner.connect())
+        except BaseException:
+            if self._loop is None:
+                loop.close()
+            raise
+        self._loop = loop
+        return self
+
+    def close(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.run(self._inner.close())
+            loop.close()
+
+    def __enter__(self) -> Self:
+        return self.connect()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _open(self) -> _Loop:
+        # Asking for the channel raises what it has to when there is none.
+        if self._loop is None:
+            _ = self._inner.channel
+        assert self._loop is not None
+        return self._loop
+
+    def run(
+        self,
+        image: str = "",
+        *,
+        name: str = "",
+        cpus: int = 0,
+        memory_mib: int = 0,
+        disk_mib: int = 0,
+        cold_boot: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Machine:
+        loop = self._open
+        made = self._inner.run(
+            image,
+            name=name,
+            cpus=cpus,
+            memory_mib=memory_mib,
+            disk_mib=disk_mib,
+            cold_boot=cold_boot,
+            on_progress=on_progress,
+        )
+        return Machine(loop, loop.run(made))
+
+    def fork(self, source: str, count: int = 1, *, name: str = "", paused: bool = False) -> Fork:
+        loop = self._open
+        return _fork(loop, loop.run(self._inner.fork(source, count, name=name, paused=paused)))
+
+    def get(self, machine: str) -> Machine:
+        loop = self._open
+        return Machine(loop, loop.run(self._inner.get(machine)))
+
+    def list(self) -> Sequence[Machine]:
+        loop = self._open
+        return [Machine(loop, found) for found in loop.run(self._inner.list())]
+
+    def snapshots(self) -> Sequence[model.Snapshot]:
+        return self._open.run(self._inner.snapshots())
+
+    def get_snapshot(self, snapshot: str) -> model.Snapshot:
+        return self._open.run(self._inner.get_snapshot(snapshot))
+
+    def remove_snapshot(self, snapshot: str) -> None:
+        self._open.run(self._inner.remove_snapshot(snapshot))
+
+    def images(self) -> Sequence[model.Image]:
+        return self._open.run(self._inner.images())
+
+    def get_image(self, image: str) -> model.Image:
+        return self._open.run(self._inner.get_image(image))
+
+    def build_image(
+        self, name: str = "", *, rebuild: bool = False, on_progress: OnProgress | None = None
+    ) -> model.Image:
+        return self._open.run(self._inner.build_image(name, rebuild=rebuild, on_progress=on_progress))
+
+    def remove_image(self, image: str) -> None:
+        self._open.run(self._inner.remove_image(image))
+
+    def status(self) -> Status:
+        return self._open.run(self._inner.status())
+
+    def doctor(self) -> Sequence[Check]:
+        return self._open.run(self._inner.doctor())
+
+    def events(self, *, after_sequence: int = 0, limit: int = 0) -> Iterator[model.Event]:
+        return self._open.iterate(self._inner.events(after_sequence=after_sequence, limit=limit))
