@@ -1,12 +1,11 @@
 """forky cp."""
 
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forkypig.cli import printing, sizes, terminal
+from forkypig.cli import printing, sizes
 from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected
 
@@ -69,6 +68,9 @@ async def _out(forky: "Forky", display: Display, machine: str, path: str, target
 
 
 async def _in(forky: "Forky", display: Display, source: str, machine: str, path: str) -> "Copied":
+    import tempfile
+
+    from forkypig.cli import terminal
     from forkypig.sdk.transfer import Copied
 
     found = await forky.get(machine)

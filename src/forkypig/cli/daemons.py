@@ -1,6 +1,5 @@
 """forky up, down, status, doctor, events, bench."""
 
-import asyncio
 import os
 import sys
 from datetime import UTC, datetime
@@ -192,6 +191,8 @@ def bench(context: typer.Context) -> None:
         raise errors.NotPossibleNow("the benchmarks are part of a checkout and not installed: run `forky bench` in one")
 
     async def work() -> int:
+        import asyncio
+
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bench", *context.args, cwd=root, env={**os.environ, "PYTHONUNBUFFERED": "1"}
         )

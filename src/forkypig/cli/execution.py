@@ -1,21 +1,15 @@
-"""forky exec and shell, and the command that `forky run` may end in."""
+"""forky exec and shell."""
 
-import asyncio
-import contextlib
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forkypig import errors
-from forkypig.cli import printing, terminal
+from forkypig.cli import printing
 from forkypig.cli.arguments import MachineName, assignments
 from forkypig.cli.runtime import connected
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
-    from forkypig.sdk.machine import Machine
-    from forkypig.sdk.process import Process
 
 app = typer.Typer()
 
@@ -66,6 +60,8 @@ def execute(
     }
 
     async def work(forky: "Forky") -> int:
+        from forkypig.cli.attachment import attached, collected
+
         found = await forky.get(machine)
         if as_json:
             result, code = await collected(found, command, **options)
@@ -90,6 +86,8 @@ def shell(
     found_environment = assignments(environment or [])
 
     async def work(forky: "Forky") -> int:
+        from forkypig.cli.attachment import attached
+
         return await attached(
             await forky.get(machine),
             list(_SHELL),
@@ -101,71 +99,3 @@ def shell(
         )
 
     connected(work)
-
-
-async def collected(machine: "Machine", command: list[str], **options: Any) -> tuple[dict[str, Any], int]:
-    """Runs a command to its end; a document of it, and the exit code."""
-    result = await machine.exec(command, **options)
-    document = {
-        "exit_code": result.exit_code,
-        "stdout": result.stdout.decode(errors="replace"),
-        "stderr": result.stderr.decode(errors="replace"),
-        "timed_out": result.timed_out,
-        "failure": result.failure or None,
-    }
-    return document, result.exit_code
-
-
-async def attached(
-    machine: "Machine", command: list[str], *, stdin: bool = False, on_terminal: bool = False, **options: Any
-) -> int:
-    """Runs a command on our own input and output; its exit code."""
-    if on_terminal:
-        options["environment"] = {"TERM": os.environ.get("TERM", "xterm"), **options.get("environment", {})}
-    process = machine.process(command, terminal=terminal.size() if on_terminal else None, stdin=stdin, **options)
-    async with process, contextlib.AsyncExitStack() as stack:
-        if on_terminal:
-            stack.enter_context(_resizing(process))
-            if stdin:
-                stack.enter_context(terminal.raw())
-        if stdin:
-            stack.push_async_callback(_end, asyncio.create_task(_forward(process)))
-        async for output in process:
-            terminal.write(terminal.STDOUT if output.stream == "stdout" else terminal.STDERR, output.data)
-    if process.failure:
-        printing.trouble(f"«{command[0]}» could not start in {machine.name}: {process.failure}")
-    elif process.timed_out:
-        printing.trouble(f"«{command[0]}» in {machine.name} ran for its whole --timeout and was ended")
-    return process.exit_code
-
-
-async def _forward(process: "Process") -> None:
-    """Our standard input to the command's, until either ends."""
-    with contextlib.suppress(errors.NotPossibleNow):  # it ended; reading its output tells how
-        while data := await terminal.read_stdin():
-            await process.write(data)
-        await process.close_stdin()
-
-
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _resizing(process: "Process") -> Any:
-    """Tells the command's terminal of every new size of ours."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def tell() -> None:
-        with contextlib.suppress(errors.NotPossibleNow):
-            await process.resize(*terminal.size())
-
-    def changed() -> None:
-        tasks.add(task := asyncio.create_task(tell()))
-        task.add_done_callback(tasks.discard)
-
-    with terminal.on_resize(changed):
-        yield
-    for task in tasks:
-        task.cancel()

@@ -26,7 +26,8 @@ def fork(
 ) -> None:
     """Split a machine into itself and children.
 
-    They share its memory and disk. A running machine goes on, a paused one stays paused; of a snapshot only children are made.
+    They share its memory and disk. A running machine goes on, a paused one stays paused.
+    Of a snapshot only children are made.
     """
 
     async def work(forky: "Forky") -> None:

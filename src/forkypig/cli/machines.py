@@ -84,7 +84,7 @@ def _show_made(machine: "Machine", as_json: bool) -> None:
 
 
 async def _run_command(machine: "Machine", command: list[str], as_json: bool) -> int:
-    from forkypig.cli.execution import attached, collected
+    from forkypig.cli.attachment import attached, collected
 
     if as_json:
         result, code = await collected(machine, command)

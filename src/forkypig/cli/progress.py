@@ -1,6 +1,5 @@
 """A progress bar on stderr, for what takes over a second, and only on a terminal."""
 
-import asyncio
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 from forkypig.cli.sizes import human
 
 if TYPE_CHECKING:
+    import asyncio
+
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
@@ -26,6 +27,8 @@ class Display:
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
+        import asyncio
+
         if sys.stderr.isatty():
             self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._show)
         return self
