@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         return self.home / "memory"
 
     @cached_property
+    def layers(self) -> Path:
+        """The pager's files with the memory of settled snapshots."""
+        return self.home / "layers"
+
+    @cached_property
     def database(self) -> Path:
         return self.home / "controller.db"
 

@@ -1,0 +1,86 @@
+"""`python -m forkypig.pager`: serves the memory of snapshots until SIGTERM."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import sys
+
+import grpc
+import pyfuse3
+import structlog
+
+from forkypig.daemon import logs
+from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, serve
+from forkypig.daemon.settings import Settings
+from forkypig.pager import fuse_loop, mount
+from forkypig.pager.filesystem import FileSystem
+from forkypig.pager.service import PagerServicer
+from forkypig.pager.store import Store
+from forkypig.v1 import pager_pb2, pager_pb2_grpc
+
+log = structlog.get_logger()
+
+
+async def run(settings: Settings) -> None:
+    """Mounts, offers what is settled, and serves."""
+    store = Store(settings.layers, settings.memory)
+    store.load()
+    fuse_loop.enable()
+    pyfuse3.init(FileSystem(store), str(settings.memory), mount.options())
+    fuse = asyncio.create_task(fuse_loop.run(), name="fuse")
+    stop = asyncio.Event()
+    fuse.add_done_callback(lambda _: stop.set())
+    try:
+        await asyncio.to_thread(mount.tune, settings.memory, settings.run / "fusectl")
+        names = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
+        servicer = PagerServicer(store, settings.memory, now_us())
+
+        def register(server: grpc.aio.Server) -> None:
+            pager_pb2_grpc.add_PagerServicer_to_server(servicer, server)
+
+        await serve(settings, "pager", register, names, before_stop=store.close, stop=stop)
+    finally:
+        # Lazily: mappings that are open still fail later, at their next fault, and hold up nothing here.
+        mount.detach(settings.memory)
+        if not fuse.done():
+            pyfuse3.terminate()
+            await asyncio.wait({fuse}, timeout=2.0)
+        pyfuse3.close(unmount=False)
+
+
+def prepare(settings: Settings) -> None:
+    """Makes the directories. Raises OSError."""
+    for directory in (settings.home, settings.run, settings.layers):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mount.detach(settings.memory)  # a crash leaves a mount whose every use is ENOTCONN
+    settings.memory.mkdir(mode=0o700, exist_ok=True)
+
+
+def raise_limits() -> None:
+    """Each frozen process takes three descriptors, each layer one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> int:
+    settings = Settings()
+    settings.check()
+    logs.configure("pager", settings.log_level)
+    os.umask(0o077)
+    settings.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = PidFile(settings.pid_file("pager"))
+    except AlreadyRunning:
+        print(f"the pager runs already for {settings.home}", file=sys.stderr)
+        return 1
+    raise_limits()
+    prepare(settings)
+    asyncio.run(run(settings))
+    del lock
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

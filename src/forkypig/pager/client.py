@@ -1,0 +1,89 @@
+"""The pager from hostd's side: its calls with our types and our errors."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from forkypig import model
+from forkypig.model import SnapshotId
+from forkypig.v1 import common_pb2, pager_pb2, pager_pb2_grpc
+from forkypig.wire.convert import progress_from_wire
+from forkypig.wire.status import rpc_errors, translated
+
+# The pager answers within milliseconds; this is for one that was stopped or a host that thrashes.
+_TIMEOUT_S = 30.0
+
+
+class PagerClient:
+    """A connection to the pager. Every call raises HostUnreachable when the pager is not there."""
+
+    def __init__(self, socket: Path) -> None:
+        self.pid: int | None = None  # of the pager, known after the first `status` or `daemon`
+        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options)
+        self._stub = pager_pb2_grpc.PagerStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def status(self) -> pager_pb2.PagerStatus:
+        """What it serves."""
+        with rpc_errors():
+            answer: pager_pb2.PagerStatus = await self._stub.GetPagerStatus(common_pb2.Empty(), timeout=_TIMEOUT_S)
+        self.pid = answer.pager.pid
+        return answer
+
+    async def daemon(self) -> common_pb2.Daemon:
+        """What the process says of itself."""
+        return (await self.status()).pager
+
+    async def reserve(
+        self, snapshot: SnapshotId, size_bytes: int, parent: SnapshotId | None, pid: int, address: int
+    ) -> Path:
+        """Offers the memory of `pid` at `address`, before it is frozen, as the file that is returned: it can be mapped,
+        and reading waits for `bind`. The same again is fine. `parent` is what the machine stands on, None when it
+        booted cold. Raises AlreadyExists, NotFound (the parent), NotPossibleNow (the process) or InvalidRequest.
+        """
+        request = pager_pb2.ReserveRequest(
+            snapshot=snapshot, size_bytes=size_bytes, parent=parent or "", pid=pid, address=address
+        )
+        with rpc_errors():
+            return Path((await self._stub.Reserve(request, timeout=_TIMEOUT_S)).path)
+
+    async def bind(self, snapshot: SnapshotId) -> None:
+        """The process is frozen: serve from it. The same again is fine. Raises NotFound, or NotPossibleNow (gone)."""
+        with rpc_errors():
+            await self._stub.Bind(pager_pb2.BindRequest(snapshot=snapshot), timeout=_TIMEOUT_S)
+
+    async def end_of_load(self, snapshot: SnapshotId) -> None:
+        """The machine that loaded the snapshot runs. Raises NotFound."""
+        with rpc_errors():
+            await self._stub.EndOfLoad(pager_pb2.SnapshotMemoryRequest(snapshot=snapshot), timeout=_TIMEOUT_S)
+
+    async def settle(self, snapshot: SnapshotId) -> AsyncIterator[model.Progress]:
+        """Copies its own pages (in bytes) to its layer; when it ends the frozen process is not needed any more. Goes on
+        when the caller goes away. Raises ResourceExhausted (disk full; nothing has changed), NotFound or
+        NotPossibleNow."""
+        request = pager_pb2.SnapshotMemoryRequest(snapshot=snapshot)
+        # No deadline: it depends on the disk. The pager ends it when it makes no progress.
+        async for message in translated(aiter(self._stub.Settle(request))):
+            yield progress_from_wire(message)
+
+    async def open(self, snapshot: SnapshotId, size_bytes: int, parent: SnapshotId | None) -> None:
+        """Checks that a settled snapshot is offered. Raises NotFound, InvalidRequest or NotPossibleNow (it is lost)."""
+        request = pager_pb2.OpenRequest(snapshot=snapshot, size_bytes=size_bytes, parent=parent or "")
+        with rpc_errors():
+            await self._stub.Open(request, timeout=_TIMEOUT_S)
+
+    async def forget(self, snapshot: SnapshotId) -> None:
+        """Forgets a snapshot; unknown ones are fine. Raises NotPossibleNow while others need its frozen process."""
+        with rpc_errors():
+            await self._stub.Forget(pager_pb2.SnapshotMemoryRequest(snapshot=snapshot), timeout=_TIMEOUT_S)
