@@ -1,0 +1,103 @@
+"""The Agent service: what users do inside machines, passed on to the host both ways as it comes.
+
+Nothing is buffered here beyond one message each way: gRPC's flow control reaches from the guest to the user. A user
+that goes away ends the host's call, and with it the command.
+"""
+
+# gRPC names a servicer's methods as the .proto does.
+# ruff: noqa: N802
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import grpc
+
+from forkypig.controller.desk import find_machine
+from forkypig.controller.host import Host, host_errors
+from forkypig.controller.store import Store
+from forkypig.errors import InvalidRequest
+from forkypig.v1 import agent_pb2 as pb
+from forkypig.v1 import agent_pb2_grpc
+from forkypig.wire.status import abort
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Of a call that is asked once and answered once; the guest may be one of many on busy cores.
+_STAT_S = 60.0
+
+
+class AgentServicer(agent_pb2_grpc.AgentServicer):
+    """forkypig.v1.Agent."""
+
+    def __init__(self, store: Store, host: Host) -> None:
+        self._store, self._host = store, host
+
+    async def _id(self, machine: str) -> str:
+        async with self._store.read() as tx:
+            return (await find_machine(tx, machine)).id
+
+    async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
+        try:
+            first = await _first(request_iterator)
+            if not first.HasField("start"):
+                raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
+            first.start.machine = await self._id(first.start.machine)
+            call = self._host.agent.Exec(_and_then(first, request_iterator))
+            try:
+                with host_errors():
+                    async for response in call:
+                        yield response
+            finally:
+                call.cancel()
+        except Exception as error:
+            await abort(context, error)
+
+    async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:
+        try:
+            first = await _first(request_iterator)
+            if not first.HasField("start"):
+                raise InvalidRequest("an upload begins with `start`: say the machine and the directory first")
+            first.start.machine = await self._id(first.start.machine)
+            call = self._host.agent.Upload(_and_then(first, request_iterator))
+            try:
+                with host_errors():
+                    return await call
+            finally:
+                call.cancel()
+        except Exception as error:
+            await abort(context, error)
+
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
+        try:
+            request.machine = await self._id(request.machine)
+            call = self._host.agent.Download(request)
+            try:
+                with host_errors():
+                    async for response in call:
+                        yield response
+            finally:
+                call.cancel()
+        except Exception as error:
+            await abort(context, error)
+
+    async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
+        try:
+            request.machine = await self._id(request.machine)
+            with host_errors():
+                return await self._host.agent.StatPath(request, timeout=_STAT_S)
+        except Exception as error:
+            await abort(context, error)
+
+
+async def _first(requests: AsyncIterator[T]) -> T:
+    try:
+        return await anext(requests)
+    except StopAsyncIteration as error:
+        raise InvalidRequest("the call ended before it said what to do") from error
+
+
+async def _and_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for request in rest:
+        yield request

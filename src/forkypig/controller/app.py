@@ -1,0 +1,85 @@
+"""Puts the controller together and runs it: database, host, reconciler, collector, services."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from forkypig.controller.agent import AgentServicer
+from forkypig.controller.changes import Changes
+from forkypig.controller.collector import Collector
+from forkypig.controller.desk import Desk
+from forkypig.controller.forks import Forks
+from forkypig.controller.health import Health
+from forkypig.controller.host import Host
+from forkypig.controller.images import Images
+from forkypig.controller.journal import Journal
+from forkypig.controller.reconciler import Reconciler
+from forkypig.controller.runs import Runs
+from forkypig.controller.servicer import ControllerServicer, Operations
+from forkypig.controller.store import Store
+from forkypig.controller.templates import Templates
+from forkypig.daemon.server import now_us, serve
+from forkypig.daemon.settings import Settings
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc
+
+SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent")
+
+
+class _Ended(Exception):
+    """The controller is told to end: cancels what is under way in its task group."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A controller that works, whether or not it serves."""
+
+    desk: Desk
+    operations: Operations
+    stop: asyncio.Event
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the services to a gRPC server."""
+        controller = ControllerServicer(self.desk, self.operations)
+        controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
+        agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
+
+
+@contextlib.asynccontextmanager
+async def controller(settings: Settings) -> AsyncIterator[App]:
+    """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
+    and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
+    store = await Store.open(settings.database)
+    host = Host(settings.socket("hostd"))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            journal = Journal(tasks)
+            reconciler = Reconciler(store, host, journal)
+            desk = Desk(store, host, journal, reconciler)
+            collector = Collector(desk)
+            images = Images(desk, collector)
+            operations = Operations(
+                runs=Runs(desk, images, Templates(desk)),
+                forks=Forks(desk),
+                changes=Changes(desk),
+                collector=collector,
+                images=images,
+                health=Health(desk, settings, now_us()),
+            )
+            tasks.create_task(reconciler.run())
+            tasks.create_task(collector.run())
+            yield App(desk, operations, asyncio.Event())
+            raise _Ended
+    except* _Ended:
+        pass
+    finally:
+        await host.close()
+        await store.close()
+
+
+async def run(settings: Settings) -> None:
+    """Serves until SIGTERM."""
+    async with controller(settings) as app:
+        await serve(settings, "controller", app.register, SERVICES, before_stop=app.desk.journal.stop, stop=app.stop)

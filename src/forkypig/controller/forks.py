@@ -1,0 +1,221 @@
+"""Forks and snapshots: a machine or a snapshot becomes children, all of them or none.
+
+The children's names and ids, and the snapshot's, are chosen and written down in one transaction before the host is
+asked. A fork that its caller leaves is carried through on the host, since a split can't be stopped half-way, and then
+its children are removed; the machine it was made of goes on either way.
+"""
+
+from dataclasses import dataclass, replace
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.desk import Desk, find_machine, find_source, known_parent
+from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.store import events, images, intents, machines, snapshots
+from forkypig.core.intents import Intent, IntentKind, IntentStatus
+from forkypig.core.lifecycle import Action, check_allowed
+from forkypig.core.limits import check_count
+from forkypig.core.names import child_names
+from forkypig.core.reconcile import merge
+from forkypig.daemon.server import now_us
+from forkypig.errors import AlreadyExists, ForkyError
+from forkypig.model import (
+    Child,
+    ForkResult,
+    Machine,
+    MachineId,
+    MachineState,
+    Snapshot,
+    SnapshotId,
+    SnapshotKind,
+    check_name,
+    new_machine_id,
+    new_snapshot_id,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A fork as it was written down."""
+
+    intent: Intent
+    source: Machine | Snapshot
+    snapshot: SnapshotId  # the one that the children stand on
+    children: tuple[Machine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What children take over from where they come from."""
+
+    snapshot: SnapshotId
+    parent: MachineId | None
+    stem: str  # of their names, when nobody says
+    image_name: str
+
+
+async def _ground(tx: AsyncConnection, source: Machine | Snapshot) -> _Ground:
+    if isinstance(source, Machine):
+        check_allowed(source, Action.FORK)
+        return _Ground(new_snapshot_id(), source.id, source.name, source.image_name)
+    origin = await machines.get(tx, source.machine) if source.machine else None
+    image = await images.find(tx, source.image)
+    stem = source.tag or (origin.name if origin else f"fork-{source.id[2:8]}")
+    return _Ground(source.id, source.machine, stem, image.name if image else "")
+
+
+class Forks:
+    """Fork and TakeSnapshot."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def fork(self, source: str, count: int, prefix: str, *, paused: bool) -> ForkResult:
+        """`count` children of a machine or a snapshot. Raises ForkyError; then nothing of the fork is left, or will be
+        as soon as the host can be reached again."""
+        caller = Caller()
+        return await self._desk.journal.carry(self._fork(source, count, prefix, paused, caller), caller)
+
+    async def _fork(self, source: str, count: int, prefix: str, paused: bool, caller: Caller) -> ForkResult:
+        check_count(count)
+        if prefix:
+            check_name("machine", prefix)
+        desk = self._desk
+        await desk.reconciler.ensure_reachable()
+        with desk.journal.flight() as flight:
+            asked = await self._reserve(flight, source, count, prefix)
+            try:
+                result = await self._on_host(asked, paused)
+                caller.check()
+                result = await self._record(asked, result)
+            except ForkyError as error:
+                await desk.undo(flight, error)
+                raise
+        await desk.reconciler.landed(*(child.id for child in asked.children), *self._machine_of(asked))
+        return result
+
+    def _machine_of(self, asked: _Asked) -> tuple[MachineId, ...]:
+        return (asked.source.id,) if isinstance(asked.source, Machine) else ()
+
+    async def _reserve(self, flight: Flight, text: str, count: int, prefix: str) -> _Asked:
+        """Chooses names and ids and writes all down."""
+        async with self._desk.store.write() as tx:
+            source = await find_source(tx, text)
+            ground = await _ground(tx, source)
+            names = child_names(prefix or ground.stem, count, await machines.names(tx))
+            children = tuple(
+                Machine(
+                    id=new_machine_id(),
+                    name=name,
+                    state=MachineState.CREATING,
+                    image=source.image,
+                    image_name=ground.image_name,
+                    shape=source.shape,
+                    snapshot=source.id if isinstance(source, Snapshot) else None,
+                    parent=ground.parent,
+                    created_us=now_us(),
+                )
+                for name in names
+            )
+            await machines.add(tx, children)
+            machine = source.id if isinstance(source, Machine) else None
+            intent = await intents.add(
+                tx,
+                IntentKind.FORK,
+                machines=[child.id for child in children],
+                # Of a snapshot that is there already nothing is made.
+                snapshot=ground.snapshot if machine else None,
+                source=machine,
+                action=Action.FORK.value,
+            )
+            await events.add(tx, "fork.asked", source.id, f"{count} children: {names[0]} …")
+            flight.take(intent)
+        return _Asked(intent, source, ground.snapshot, children)
+
+    async def _on_host(self, asked: _Asked, paused: bool) -> ForkResult:
+        host = self._desk.host
+        if isinstance(asked.source, Snapshot):
+            return await host.fork_snapshot(asked.source.id, asked.children, paused=paused)
+        return await host.fork_machine(
+            asked.source.id, asked.snapshot, SnapshotKind.FORK, "", asked.children, paused=paused
+        )
+
+    async def _record(self, asked: _Asked, result: ForkResult) -> ForkResult:
+        """Everything is there: in one transaction."""
+        seen = {child.machine.id: child for child in result.children}
+        known = {asked.snapshot}
+        children = tuple(
+            Child(merge(replace(row, snapshot=asked.snapshot), seen[row.id].machine, known), seen[row.id].ready_ms)
+            for row in asked.children
+        )
+        async with self._desk.store.write() as tx:
+            snapshot = await self._record_split(tx, asked, result.snapshot)
+            await machines.save_known(tx, [child.machine for child in children])
+            await intents.end(tx, asked.intent, IntentStatus.DONE)
+            for child in children:
+                await events.add(tx, f"machine.{child.machine.state.value}", child.machine.id, child.machine.name)
+            detail = f"{len(children)} children of {snapshot.id}, pause {result.pause_ms:.1f} ms"
+            await events.add(tx, "fork.done", asked.source.id, detail)
+        parent = asked.source.id if isinstance(asked.source, Machine) else None
+        self._desk.reconciler.collect.set()  # the ground that the parent stood on before may be nobody's now
+        return ForkResult(snapshot=snapshot, parent=parent, pause_ms=result.pause_ms, children=children)
+
+    async def _record_split(self, tx: AsyncConnection, asked: _Asked, made: Snapshot) -> Snapshot:
+        """The new snapshot, and that the machine's successor stands on it."""
+        if isinstance(asked.source, Snapshot):
+            return asked.source
+        made = await known_parent(tx, made)
+        await snapshots.save(tx, [made])
+        await machines.set_snapshot(tx, asked.source.id, made.id)
+        await events.add(tx, "snapshot.created", made.id, f"of {asked.source.name}")
+        return made
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    async def take_snapshot(self, machine: str, tag: str) -> Snapshot:
+        """A snapshot that stays until it is removed. Once begun it is carried to its end, whoever waits."""
+        return await self._desk.journal.carry(self._take_snapshot(machine, tag))
+
+    async def _take_snapshot(self, text: str, tag: str) -> Snapshot:
+        if tag:
+            check_name("snapshot", tag)
+        desk = self._desk
+        await desk.reconciler.ensure_reachable()
+        with desk.journal.flight() as flight:
+            async with desk.store.write() as tx:
+                machine = await find_machine(tx, text)
+                check_allowed(machine, Action.SNAPSHOT)
+                await _check_tag_is_free(tx, tag)
+                intent = await intents.add(
+                    tx,
+                    IntentKind.SNAPSHOT,
+                    snapshot=new_snapshot_id(),
+                    source=machine.id,
+                    tag=tag,
+                    action=Action.SNAPSHOT.value,
+                )
+                flight.take(intent)
+            assert intent.snapshot is not None
+            asked = _Asked(intent, machine, intent.snapshot, ())
+            try:
+                result = await desk.host.fork_machine(
+                    machine.id, intent.snapshot, SnapshotKind.KEPT, tag, (), paused=False
+                )
+                async with desk.store.write() as tx:
+                    snapshot = await self._record_split(tx, asked, result.snapshot)
+                    await intents.end(tx, intent, IntentStatus.DONE)
+            except ForkyError as error:
+                await desk.undo(flight, error)
+                raise
+        await desk.reconciler.landed(machine.id)
+        desk.reconciler.collect.set()
+        return snapshot
+
+
+async def _check_tag_is_free(tx: AsyncConnection, tag: str) -> None:
+    """Raises AlreadyExists where a snapshot has the tag, or is being taken with it."""
+    if not tag:
+        return
+    pending = (i.arguments.get("tag") for i in await intents.unfinished(tx) if i.kind is IntentKind.SNAPSHOT)
+    if tag in pending or await snapshots.tag_is_taken(tx, tag):
+        raise AlreadyExists("snapshot", tag)

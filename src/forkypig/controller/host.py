@@ -1,0 +1,200 @@
+"""The controller's view of a host: hostd's services, with models in and out, deadlines, and errors in words."""
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from forkypig.core.reconcile import Seen
+from forkypig.errors import ForkyError, HostUnreachable
+from forkypig.model import (
+    ForkResult,
+    Image,
+    ImageId,
+    Machine,
+    MachineId,
+    Progress,
+    Shape,
+    Snapshot,
+    SnapshotId,
+    SnapshotKind,
+)
+from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc
+from forkypig.v1 import common_pb2 as common
+from forkypig.v1 import host_pb2 as pb
+from forkypig.wire import convert
+from forkypig.wire.status import from_rpc_error
+
+# Questions that hostd answers from memory; the margin is for a host whose cores are all taken.
+QUICK_S = 20.0
+# A guest boots in 4 s on an idle core under TCG, and in minutes when dozens boot side by side.
+BOOT_S = 420.0
+# A thousand children on two cores at 30 to 60 ms each, several times over.
+FORK_S = 900.0
+CHANGE_S = 120.0
+# hostd lets an operation that is under way on the machine end first.
+REMOVE_S = 240.0
+# Packages come over the network.
+BUILD_S = 3600.0
+DOCTOR_S = 120.0
+
+# A socket that comes back is noticed at once: gRPC's own back-off grows to two minutes.
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_concurrent_streams", 100_000),
+)
+_GONE = "hostd, the daemon that runs machines, can't be reached: run `forky up` (its log is in FORKY_HOME/logs)"
+_WITHOUT_CLASS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+def in_words(error: grpc.aio.AioRpcError) -> ForkyError:
+    """What hostd raised; or, where it is gRPC that failed, that hostd can't be reached."""
+    ours = from_rpc_error(error)
+    told_by_hostd = any(key == "forky-error" for key, _ in error.trailing_metadata() or ())
+    if not told_by_hostd and error.code() in _WITHOUT_CLASS:
+        return HostUnreachable(_GONE)
+    return ours
+
+
+@contextmanager
+def host_errors() -> Iterator[None]:
+    """Turns the gRPC errors of the block into ours."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise in_words(error) from error
+
+
+class Host:
+    """One host. Every method raises ForkyError: what hostd raised, HostUnreachable, or DeadlineExceeded."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
+        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
+        with host_errors():
+            return await self.stub.GetHostStatus(common.Empty(), timeout=timeout_s)
+
+    async def doctor(self) -> Sequence[common.Check]:
+        with host_errors():
+            return list((await self.stub.Doctor(common.Empty(), timeout=DOCTOR_S)).checks)
+
+    async def seen(self) -> Seen:
+        """Everything that is there. Snapshots are asked for last: a machine's snapshot is in the answer then."""
+        with host_errors():
+            machines = await self.stub.ListMachines(common.Empty(), timeout=QUICK_S)
+            snapshots = await self.stub.ListSnapshots(common.Empty(), timeout=QUICK_S)
+        return Seen(
+            {MachineId(m.id): convert.machine_from_wire(m) for m in machines.machines},
+            {SnapshotId(s.id): convert.snapshot_from_wire(s) for s in snapshots.snapshots},
+        )
+
+    async def watch(self) -> AsyncGenerator[Machine, None]:
+        """All machines, then each as it changes; ends only by an error. The one call without a deadline."""
+        with host_errors():
+            async for message in self.stub.WatchMachines(common.Empty()):
+                yield convert.machine_from_wire(message)
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    async def boot(self, machine: Machine) -> Machine:
+        request = pb.BootMachineRequest(
+            machine=machine.id, name=machine.name, image=machine.image, shape=convert.shape_to_wire(machine.shape)
+        )
+        with host_errors():
+            return convert.machine_from_wire(await self.stub.BootMachine(request, timeout=BOOT_S))
+
+    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape) -> Snapshot:
+        request = pb.MakeTemplateRequest(snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape))
+        with host_errors():
+            return convert.snapshot_from_wire(await self.stub.MakeTemplate(request, timeout=BOOT_S))
+
+    async def fork_machine(
+        self,
+        machine: MachineId,
+        snapshot: SnapshotId,
+        kind: SnapshotKind,
+        tag: str,
+        children: Sequence[Machine],
+        *,
+        paused: bool,
+    ) -> ForkResult:
+        request = pb.ForkMachineRequest(
+            machine=machine,
+            snapshot=snapshot,
+            kind=convert.kind_to_wire(kind),
+            tag=tag,
+            children=_new_children(children),
+            paused=paused,
+        )
+        with host_errors():
+            return convert.fork_result_from_wire(await self.stub.ForkMachine(request, timeout=FORK_S))
+
+    async def fork_snapshot(self, snapshot: SnapshotId, children: Sequence[Machine], *, paused: bool) -> ForkResult:
+        request = pb.ForkSnapshotRequest(snapshot=snapshot, children=_new_children(children), paused=paused)
+        with host_errors():
+            return convert.fork_result_from_wire(await self.stub.ForkSnapshot(request, timeout=FORK_S))
+
+    # -- changing and removing -----------------------------------------------------------------------------------------
+
+    async def pause(self, machine: MachineId) -> Machine:
+        with host_errors():
+            answer = await self.stub.PauseMachine(pb.HostMachineRequest(machine=machine), timeout=CHANGE_S)
+        return convert.machine_from_wire(answer)
+
+    async def resume(self, machine: MachineId) -> Machine:
+        with host_errors():
+            answer = await self.stub.ResumeMachine(pb.HostMachineRequest(machine=machine), timeout=CHANGE_S)
+        return convert.machine_from_wire(answer)
+
+    async def stop(self, machine: MachineId, *, force: bool) -> Machine:
+        with host_errors():
+            request = pb.HostStopMachineRequest(machine=machine, force=force)
+            return convert.machine_from_wire(await self.stub.StopMachine(request, timeout=CHANGE_S))
+
+    async def start(self, machine: MachineId) -> Machine:
+        with host_errors():
+            answer = await self.stub.StartMachine(pb.HostMachineRequest(machine=machine), timeout=BOOT_S)
+        return convert.machine_from_wire(answer)
+
+    async def remove_machine(self, machine: MachineId) -> None:
+        with host_errors():
+            await self.stub.RemoveMachine(pb.HostMachineRequest(machine=machine), timeout=REMOVE_S)
+
+    async def remove_snapshot(self, snapshot: SnapshotId) -> None:
+        with host_errors():
+            await self.stub.RemoveSnapshot(pb.HostSnapshotRequest(snapshot=snapshot), timeout=REMOVE_S)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    async def build_image(self, name: str, *, rebuild: bool) -> AsyncGenerator[Progress | Image, None]:
+        """Progress, and the image at last."""
+        request = pb.HostBuildImageRequest(name=name, rebuild=rebuild)
+        with host_errors():
+            async for answer in self.stub.BuildImage(request, timeout=BUILD_S):
+                if answer.HasField("image"):
+                    yield convert.image_from_wire(answer.image)
+                else:
+                    yield convert.progress_from_wire(answer.progress)
+
+    async def images(self) -> list[Image]:
+        with host_errors():
+            answer = await self.stub.ListImages(common.Empty(), timeout=QUICK_S)
+        return [convert.image_from_wire(image) for image in answer.images]
+
+    async def remove_image(self, image: ImageId) -> None:
+        with host_errors():
+            await self.stub.RemoveImage(pb.HostImageRequest(image=image), timeout=REMOVE_S)
+
+
+def _new_children(children: Sequence[Machine]) -> list[pb.NewChild]:
+    return [pb.NewChild(machine=child.id, name=child.name) for child in children]

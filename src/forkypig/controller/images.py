@@ -1,0 +1,108 @@
+"""Images: the host builds and keeps them; here they are found by name, mirrored, and guarded against removal."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+
+from forkypig.controller.collector import Collector
+from forkypig.controller.desk import Desk
+from forkypig.controller.store import events, machines, snapshots
+from forkypig.controller.store import images as rows
+from forkypig.core.genealogy import Standing
+from forkypig.errors import HostUnreachable, InternalError, NotFound, NotPossibleNow
+from forkypig.model import Image, Progress, Snapshot, SnapshotKind, check_name
+from forkypig.model.ids import is_id
+
+DEFAULT_IMAGE = "debian-12"
+_HINT = "see forky image ls, or make one with forky image build"
+
+
+class Images:
+    """The image part of the API."""
+
+    def __init__(self, desk: Desk, collector: Collector) -> None:
+        self._desk, self._collector = desk, collector
+        self._building = asyncio.Lock()
+
+    async def every(self) -> list[Image]:
+        """All images; as last seen where the host is away."""
+        with suppress(HostUnreachable):
+            await self._mirror()
+        async with self._desk.store.read() as tx:
+            return await rows.every(tx)
+
+    async def _mirror(self) -> None:
+        there = await self._desk.host.images()
+        async with self._desk.store.write() as tx:
+            await rows.replace_all(tx, there)
+
+    async def get(self, text: str) -> Image:
+        """By id or name, of one name the newest. Raises NotFound."""
+        if not is_id(text):
+            check_name("image", text)
+        async with self._desk.store.read() as tx:
+            found = await rows.find(tx, text)
+        if found is None:
+            await self._mirror()
+            async with self._desk.store.read() as tx:
+                found = await rows.find(tx, text)
+        if found is None:
+            raise NotFound("image", text, _HINT)
+        return found
+
+    async def find_or_build(self, text: str, show: Callable[[Progress], None]) -> Image:
+        """The image; the default one is built where it is missing."""
+        name = text or DEFAULT_IMAGE
+        try:
+            return await self.get(name)
+        except NotFound:
+            if name != DEFAULT_IMAGE:
+                raise
+        async with self._building:  # the second of two finds what the first has built
+            try:
+                return await self.get(name)
+            except NotFound:
+                pass
+            async with aclosing(self.build(name, rebuild=False)) as building:
+                async for update in building:
+                    if isinstance(update, Image):
+                        return update
+                    show(update)
+        raise InternalError(f"building image «{name}» ended without an image: look at hostd's log")
+
+    async def build(self, name: str, *, rebuild: bool) -> AsyncGenerator[Progress | Image, None]:
+        """Progress, and the image at last. A caller that goes away ends the build."""
+        name = check_name("image", name or DEFAULT_IMAGE)
+        async with aclosing(self._desk.host.build_image(name, rebuild=rebuild)) as building:
+            async for update in building:
+                if isinstance(update, Image):
+                    async with self._desk.store.write() as tx:
+                        await rows.save(tx, update)
+                        await events.add(tx, "image.created", update.id, update.name)
+                yield update
+
+    async def remove(self, text: str) -> None:
+        """Removes an image and its templates. Raises NotPossibleNow, naming them, while others are made of it."""
+        await self._desk.journal.carry(self._remove(text))
+
+    async def _remove(self, text: str) -> None:
+        image = await self.get(text)
+        await self._collector.collect()
+        templates = await self._check_unused(image)
+        for template in templates:
+            await self._collector.remove(template.id)
+        await self._desk.host.remove_image(image.id)
+        async with self._desk.store.write() as tx:
+            await rows.delete_one(tx, image.id)
+            await events.add(tx, "image.removed", image.id, image.name)
+
+    async def _check_unused(self, image: Image) -> list[Snapshot]:
+        """Its templates, when nothing else uses it."""
+        async with self._desk.store.read() as tx:
+            users = [m for m in await machines.every(tx) if m.image == image.id]
+            made_of_it = [s for s in await snapshots.every(tx) if s.image == image.id]
+        templates = [s for s in made_of_it if s.kind is SnapshotKind.TEMPLATE]
+        others = [s for s in made_of_it if s.kind is not SnapshotKind.TEMPLATE]
+        if using := Standing(tuple(users), tuple(others)):
+            raise NotPossibleNow(f"image «{image.name}» is used by {using.sentence()}: remove those first")
+        return templates

@@ -1,0 +1,137 @@
+"""RunMachine: a machine from an image, by its template in milliseconds, or really booted.
+
+A run that its caller leaves is undone: the host's call is cancelled and the machine removed. An image or a template
+that was made on the way stays.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from forkypig.controller.desk import Desk
+from forkypig.controller.images import Images
+from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.store import events, intents, machines, snapshots
+from forkypig.controller.templates import Templates
+from forkypig.core.intents import Intent, IntentKind, IntentStatus
+from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
+from forkypig.core.names import pleasant_name
+from forkypig.core.reconcile import merge
+from forkypig.daemon.server import now_us
+from forkypig.errors import AlreadyExists, ForkyError, NotFound
+from forkypig.model import Image, Machine, MachineState, Progress, Shape, Snapshot, check_name, new_machine_id
+from forkypig.v1 import host_pb2
+
+ShowProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What is asked for; empty and zero fields mean the defaults."""
+
+    image: str = ""
+    name: str = ""
+    shape: Shape = field(default_factory=lambda: Shape(0, 0, 0))
+    cold_boot: bool = False
+
+
+class Runs:
+    """RunMachine."""
+
+    def __init__(self, desk: Desk, images: Images, templates: Templates) -> None:
+        self._desk, self._images, self._templates = desk, images, templates
+
+    async def run(self, request: RunRequest, show: ShowProgress, caller: Caller) -> tuple[Machine, float]:
+        """The machine, ready, and how long it took in ms. To be carried by the journal. Raises ForkyError; then the
+        machine is not there, or will be gone as soon as the host can be reached again."""
+        began = time.perf_counter()
+        if request.name:
+            check_name("machine", request.name)
+        shape = with_defaults(request.shape)
+        check_shape(shape, 0)  # what is wrong anywhere is told also when the host is away
+        await self._check_name_is_free(request.name)
+        status = await self._desk.host.status()
+        check_shape(shape, status.memory_total_mib)
+        image = await caller.wait_for(self._images.find_or_build(request.image, show))
+        check_disk_holds(shape, image)
+        with self._desk.journal.flight() as flight:
+            machine, intent = await self._reserve(flight, request.name, image, shape)
+            try:
+                machine = await self._start(machine, image, status, request.cold_boot, show, caller)
+                caller.check()
+                ready_ms = (time.perf_counter() - began) * 1000
+                await self._record(machine, intent, ready_ms)
+            except ForkyError as error:
+                await self._desk.undo(flight, error)
+                raise
+        await self._desk.reconciler.landed(machine.id)
+        return machine, ready_ms
+
+    async def _check_name_is_free(self, name: str) -> None:
+        """Early, before an image is built for it; what counts is `_reserve`."""
+        if name:
+            async with self._desk.store.read() as tx:
+                if await machines.by_name(tx, name) is not None:
+                    raise AlreadyExists("machine", name)
+
+    async def _reserve(self, flight: Flight, name: str, image: Image, shape: Shape) -> tuple[Machine, Intent]:
+        async with self._desk.store.write() as tx:
+            taken = await machines.names(tx)
+            if name in taken:
+                raise AlreadyExists("machine", name)
+            machine = Machine(
+                id=new_machine_id(),
+                name=name or pleasant_name(taken, secrets.randbelow),
+                state=MachineState.CREATING,
+                image=image.id,
+                image_name=image.name,
+                shape=shape,
+                created_us=now_us(),
+            )
+            await machines.add(tx, [machine])
+            intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
+            await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {image.name}")
+            flight.take(intent)
+        return machine, intent
+
+    async def _start(
+        self,
+        machine: Machine,
+        image: Image,
+        status: host_pb2.HostStatus,
+        cold_boot: bool,
+        show: ShowProgress,
+        caller: Caller,
+    ) -> Machine:
+        """On the host; returns when its agent has answered."""
+        if cold_boot:
+            show(Progress("booting"))
+            return merge(machine, await caller.wait_for(self._desk.host.boot(machine)))
+        for attempt in (1, 2):
+            template = await caller.wait_for(self._templates.get(image, machine.shape, status, show))
+            show(Progress("starting"))
+            try:
+                return await self._from_template(machine, template, caller)
+            except NotFound:
+                # The host has lost it: once more, with a new one.
+                await self._templates.drop(template)
+                if attempt == 2:
+                    raise
+        raise AssertionError("two attempts, and neither returned nor raised")
+
+    async def _from_template(self, machine: Machine, template: Snapshot, caller: Caller) -> Machine:
+        async with self._desk.store.write() as tx:
+            if await snapshots.get(tx, template.id) is None:
+                raise NotFound("snapshot", template.id, "it was removed just now; try again")
+            # From here on the template can't be removed.
+            await machines.set_snapshot(tx, machine.id, template.id)
+        machine = replace(machine, snapshot=template.id)
+        result = await caller.wait_for(self._desk.host.fork_snapshot(template.id, [machine], paused=False))
+        return merge(machine, result.children[0].machine, {template.id})
+
+    async def _record(self, machine: Machine, intent: Intent, ready_ms: float) -> None:
+        async with self._desk.store.write() as tx:
+            await machines.save_known(tx, [machine])
+            await intents.end(tx, intent, IntentStatus.DONE)
+            await events.add(tx, "machine.running", machine.id, f"{machine.name}, after {ready_ms:.0f} ms")

@@ -1,0 +1,217 @@
+"""The Controller service: protobuf in, protobuf out, errors as gRPC status. What is done is in the other modules."""
+
+# gRPC names a servicer's methods as the .proto does.
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+
+from forkypig.controller.changes import Changes
+from forkypig.controller.collector import Collector
+from forkypig.controller.desk import Desk, find_machine, find_snapshot
+from forkypig.controller.forks import Forks
+from forkypig.controller.health import Health
+from forkypig.controller.host import host_errors
+from forkypig.controller.images import Images
+from forkypig.controller.journal import ENDING, Caller
+from forkypig.controller.runs import RunRequest, Runs
+from forkypig.controller.store import events, machines, snapshots
+from forkypig.errors import NotPossibleNow
+from forkypig.model import Image, Machine, Progress
+from forkypig.v1 import common_pb2 as common
+from forkypig.v1 import controller_pb2 as pb
+from forkypig.v1 import controller_pb2_grpc, host_pb2
+from forkypig.wire import convert
+from forkypig.wire.status import abort
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def answered(method: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """A call that ends with what the method returns, or with the status of what it raises."""
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(*args, **kwargs)
+        except Exception as error:
+            context = args[2]
+            assert isinstance(context, grpc.aio.ServicerContext)
+            await abort(context, error)
+
+    return call
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """What the service is made of."""
+
+    runs: Runs
+    forks: Forks
+    changes: Changes
+    collector: Collector
+    images: Images
+    health: Health
+
+
+class ControllerServicer(controller_pb2_grpc.ControllerServicer):
+    """forkypig.v1.Controller."""
+
+    def __init__(self, desk: Desk, operations: Operations) -> None:
+        self._desk, self._do = desk, operations
+
+    def _machine(self, machine: Machine) -> common.Machine:
+        return convert.machine_to_wire(replace(machine, operation=self._desk.journal.operation_on(machine)))
+
+    @answered
+    async def GetStatus(self, request: common.Empty, context: Context) -> pb.GetStatusResponse:
+        return await self._do.health.status()
+
+    @answered
+    async def Doctor(self, request: common.Empty, context: Context) -> pb.DoctorResponse:
+        return await self._do.health.doctor()
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    async def RunMachine(self, request: pb.RunMachineRequest, context: Context) -> AsyncIterator[pb.RunMachineResponse]:
+        asked = RunRequest(request.image, request.name, convert.shape_from_wire(request.shape), request.cold_boot)
+        updates: asyncio.Queue[Progress | None] = asyncio.Queue()
+        caller = Caller()
+        outcome = self._desk.journal.begin(self._do.runs.run(asked, updates.put_nowait, caller))
+        outcome.add_done_callback(lambda _: updates.put_nowait(None))
+        try:
+            while (progress := await updates.get()) is not None:
+                yield pb.RunMachineResponse(progress=convert.progress_to_wire(progress))
+            machine, ready_ms = await outcome
+            result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
+            yield pb.RunMachineResponse(result=result)
+        except asyncio.CancelledError:
+            if outcome.cancelled():
+                await abort(context, NotPossibleNow(ENDING))
+            raise
+        except Exception as error:
+            await abort(context, error)
+        finally:
+            if not outcome.done():
+                caller.left.set()
+
+    @answered
+    async def Fork(self, request: pb.ForkRequest, context: Context) -> common.ForkResult:
+        result = await self._do.forks.fork(request.source, request.count, request.name_prefix, paused=request.paused)
+        return convert.fork_result_to_wire(result)
+
+    @answered
+    async def TakeSnapshot(self, request: pb.TakeSnapshotRequest, context: Context) -> common.Snapshot:
+        return convert.snapshot_to_wire(await self._do.forks.take_snapshot(request.machine, request.tag))
+
+    # -- machines ------------------------------------------------------------------------------------------------------
+
+    @answered
+    async def GetMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
+        async with self._desk.store.read() as tx:
+            return self._machine(await find_machine(tx, request.machine))
+
+    @answered
+    async def ListMachines(self, request: common.Empty, context: Context) -> pb.ListMachinesResponse:
+        async with self._desk.store.read() as tx:
+            every = await machines.every(tx)
+        doing = self._desk.journal.operations()
+        return pb.ListMachinesResponse(
+            machines=[convert.machine_to_wire(replace(m, operation=doing.get(m.id, ""))) for m in every]
+        )
+
+    @answered
+    async def PauseMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.pause(request.machine))
+
+    @answered
+    async def ResumeMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.resume(request.machine))
+
+    @answered
+    async def StopMachine(self, request: pb.StopMachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.stop(request.machine, force=request.force))
+
+    @answered
+    async def StartMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.start(request.machine))
+
+    @answered
+    async def RemoveMachine(self, request: pb.MachineRequest, context: Context) -> common.Empty:
+        await self._do.changes.remove(request.machine)
+        return common.Empty()
+
+    async def ReadConsole(self, request: pb.ReadConsoleRequest, context: Context) -> AsyncIterator[pb.ConsoleChunk]:
+        try:
+            async with self._desk.store.read() as tx:
+                machine = await find_machine(tx, request.machine)
+            asked = host_pb2.HostReadConsoleRequest(machine=machine.id, follow=request.follow)
+            call = self._desk.host.stub.ReadConsole(asked)
+            try:
+                with host_errors():
+                    async for chunk in call:
+                        yield pb.ConsoleChunk(data=chunk.data)
+            finally:
+                call.cancel()
+        except Exception as error:
+            await abort(context, error)
+
+    # -- snapshots and events ------------------------------------------------------------------------------------------
+
+    @answered
+    async def ListSnapshots(self, request: common.Empty, context: Context) -> pb.ListSnapshotsResponse:
+        async with self._desk.store.read() as tx:
+            every = await snapshots.every(tx)
+        return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(s) for s in every])
+
+    @answered
+    async def GetSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Snapshot:
+        async with self._desk.store.read() as tx:
+            return convert.snapshot_to_wire(await find_snapshot(tx, request.snapshot))
+
+    @answered
+    async def RemoveSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Empty:
+        async with self._desk.store.read() as tx:
+            snapshot = await find_snapshot(tx, request.snapshot)
+        await self._desk.reconciler.ensure_reachable()
+        await self._desk.journal.carry(self._do.collector.remove(snapshot.id))
+        return common.Empty()
+
+    @answered
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
+        async with self._desk.store.read() as tx:
+            found = await events.after(tx, request.after_sequence, request.limit)
+        return pb.ListEventsResponse(events=[convert.event_to_wire(event) for event in found])
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    async def BuildImage(self, request: pb.BuildImageRequest, context: Context) -> AsyncIterator[pb.BuildImageResponse]:
+        try:
+            async with aclosing(self._do.images.build(request.name, rebuild=request.rebuild)) as building:
+                async for update in building:
+                    if isinstance(update, Image):
+                        yield pb.BuildImageResponse(image=convert.image_to_wire(update))
+                    else:
+                        yield pb.BuildImageResponse(progress=convert.progress_to_wire(update))
+        except Exception as error:
+            await abort(context, error)
+
+    @answered
+    async def ListImages(self, request: common.Empty, context: Context) -> pb.ListImagesResponse:
+        return pb.ListImagesResponse(images=[convert.image_to_wire(i) for i in await self._do.images.every()])
+
+    @answered
+    async def GetImage(self, request: pb.ImageRequest, context: Context) -> common.Image:
+        return convert.image_to_wire(await self._do.images.get(request.image))
+
+    @answered
+    async def RemoveImage(self, request: pb.ImageRequest, context: Context) -> common.Empty:
+        await self._do.images.remove(request.image)
+        return common.Empty()

@@ -1,0 +1,34 @@
+"""Rows of events: what happened, in order, the newest hundred thousand."""
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.store.tables import events as table
+from forkypig.daemon.server import now_us
+from forkypig.model import Event
+
+KEPT = 100_000
+_TRIM_EVERY = 500  # so that the table is over its limit by this much at most
+DEFAULT_LIMIT = 1000
+MOST = 10_000
+
+
+async def add(connection: AsyncConnection, kind: str, subject: str, detail: str = "") -> None:
+    """Something happened."""
+    values = {"time_us": now_us(), "kind": kind, "subject": subject, "detail": detail}
+    sequence = (await connection.execute(insert(table).values(values).returning(table.c.sequence))).scalar_one()
+    if sequence % _TRIM_EVERY == 0:
+        await connection.execute(delete(table).where(table.c.sequence <= sequence - KEPT))
+
+
+async def after(connection: AsyncConnection, sequence: int, limit: int) -> list[Event]:
+    """The events after `sequence`, oldest first; `limit` 0 means 1000, more than 10,000 are never given at once."""
+    rows = await connection.execute(
+        select(table)
+        .where(table.c.sequence > sequence)
+        .order_by(table.c.sequence)
+        .limit(min(limit or DEFAULT_LIMIT, MOST))
+    )
+    return [
+        Event(sequence=r.sequence, time_us=r.time_us, kind=r.kind, subject=r.subject, detail=r.detail) for r in rows
+    ]

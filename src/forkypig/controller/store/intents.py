@@ -1,0 +1,76 @@
+"""Rows of operations: what was asked for, before, while and after it is done."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.store.tables import operations as table
+from forkypig.core.intents import Intent, IntentKind, IntentStatus
+from forkypig.daemon.server import now_us
+from forkypig.model import MachineId, SnapshotId
+
+_OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
+# Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
+KEPT = 2_000
+
+
+def _intent(row: Any) -> Intent:
+    return Intent(
+        id=row.id,
+        kind=IntentKind(row.kind),
+        status=IntentStatus(row.status),
+        machines=tuple(MachineId(m) for m in json.loads(row.machines)),
+        snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
+        source=MachineId(row.source) if row.source else None,
+        arguments=json.loads(row.arguments),
+    )
+
+
+async def add(
+    connection: AsyncConnection,
+    kind: IntentKind,
+    *,
+    machines: Sequence[MachineId] = (),
+    snapshot: SnapshotId | None = None,
+    source: MachineId | None = None,
+    **arguments: str | float | bool,
+) -> Intent:
+    """Writes down what is going to be done."""
+    values = {
+        "kind": kind.value,
+        "status": IntentStatus.OPEN.value,
+        "machines": json.dumps(machines),
+        "snapshot": snapshot,
+        "source": source,
+        "arguments": json.dumps(arguments),
+        "error": "",
+        "started_us": now_us(),
+    }
+    number = (await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one()
+    await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
+    return Intent(id=number, kind=kind, machines=tuple(machines), snapshot=snapshot, source=source, arguments=arguments)
+
+
+async def end(connection: AsyncConnection, intent: Intent, status: IntentStatus, error: str = "") -> None:
+    """DONE, UNDONE, or UNDOING with the reason."""
+    values: dict[str, Any] = {"status": status.value}
+    if error:
+        values["error"] = error
+    if status is not IntentStatus.UNDOING:
+        values["ended_us"] = now_us()
+    await connection.execute(update(table).where(table.c.id == intent.id).values(values))
+
+
+async def unfinished(connection: AsyncConnection) -> list[Intent]:
+    """Those that are open or being undone, oldest first."""
+    rows = await connection.execute(select(table).where(table.c.status.in_(_OPEN)).order_by(table.c.id))
+    return [_intent(row) for row in rows]
+
+
+async def undone_ids(connection: AsyncConnection) -> frozenset[str]:
+    """What the undone ones would have made."""
+    rows = await connection.execute(select(table).where(table.c.status == IntentStatus.UNDONE.value))
+    return frozenset(made for row in rows for made in _intent(row).makes)

@@ -1,0 +1,121 @@
+"""Rows of machines."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.store.tables import machines as table
+from forkypig.model import ImageId, Machine, MachineId, MachineState, Shape, SnapshotId
+
+
+def _values(machine: Machine) -> dict[str, Any]:
+    return {
+        "id": machine.id,
+        "name": machine.name,
+        "state": machine.state.value,
+        "image": machine.image,
+        "image_name": machine.image_name,
+        "cpus": machine.shape.cpus,
+        "memory_mib": machine.shape.memory_mib,
+        "disk_mib": machine.shape.disk_mib,
+        "snapshot": machine.snapshot,
+        "parent": machine.parent,
+        "qemu_pid": machine.qemu_pid,
+        "address": machine.address,
+        "failure": machine.failure,
+        "accelerator": machine.accelerator,
+        "accelerator_reason": machine.accelerator_reason,
+        "created_us": machine.created_us,
+    }
+
+
+def _machine(row: Any) -> Machine:
+    return Machine(
+        id=MachineId(row.id),
+        name=row.name,
+        state=MachineState(row.state),
+        image=ImageId(row.image),
+        image_name=row.image_name,
+        shape=Shape(row.cpus, row.memory_mib, row.disk_mib),
+        snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
+        parent=MachineId(row.parent) if row.parent else None,
+        qemu_pid=row.qemu_pid,
+        address=row.address,
+        failure=row.failure,
+        accelerator=row.accelerator,
+        accelerator_reason=row.accelerator_reason,
+        created_us=row.created_us,
+    )
+
+
+async def get(connection: AsyncConnection, machine: str) -> Machine | None:
+    """By id."""
+    row = (await connection.execute(select(table).where(table.c.id == machine))).first()
+    return _machine(row) if row else None
+
+
+async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
+    row = (await connection.execute(select(table).where(table.c.name == name))).first()
+    return _machine(row) if row else None
+
+
+async def every(connection: AsyncConnection) -> list[Machine]:
+    """All of them, oldest first."""
+    rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
+    return [_machine(row) for row in rows]
+
+
+async def names(connection: AsyncConnection) -> set[str]:
+    """Every name that is taken."""
+    return set((await connection.execute(select(table.c.name))).scalars())
+
+
+async def count(connection: AsyncConnection) -> int:
+    return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+
+
+async def add(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
+    """New rows. Raises sqlalchemy.exc.IntegrityError where a name or an id is taken."""
+    if machines:
+        await connection.execute(insert(table), [_values(machine) for machine in machines])
+
+
+async def save(connection: AsyncConnection, machines: Iterable[Machine]) -> None:
+    """Rows that are there are replaced, others made."""
+    for machine in machines:
+        values = _values(machine)
+        done = await connection.execute(update(table).where(table.c.id == machine.id).values(values))
+        if done.rowcount == 0:
+            await connection.execute(insert(table), [values])
+
+
+async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
+    """Replaces rows that are there, many at once; those that are not there stay away."""
+    if not machines:
+        return
+    parameters: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
+    statement = update(table).where(table.c.id == bindparam("row_id")).values(parameters)
+    await connection.execute(
+        statement,
+        [
+            {"row_id": machine.id, **{f"new_{k}": v for k, v in _values(machine).items() if k != "id"}}
+            for machine in machines
+        ],
+    )
+
+
+async def set_snapshot(connection: AsyncConnection, machine: MachineId, snapshot: SnapshotId) -> None:
+    """It stands on another snapshot now."""
+    await connection.execute(update(table).where(table.c.id == machine).values(snapshot=snapshot))
+
+
+async def set_state(connection: AsyncConnection, machine: MachineId, state: MachineState) -> None:
+    await connection.execute(update(table).where(table.c.id == machine).values(state=state.value))
+
+
+async def delete_all(connection: AsyncConnection, machines: Iterable[MachineId]) -> None:
+    """Ids that are not there are fine."""
+    for machine in machines:
+        await connection.execute(delete(table).where(table.c.id == machine))

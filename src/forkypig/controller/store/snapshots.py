@@ -1,0 +1,154 @@
+"""Rows of snapshots, and of the templates among them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.store.tables import machines, templates
+from forkypig.controller.store.tables import snapshots as table
+from forkypig.model import ImageId, MachineId, Shape, Snapshot, SnapshotId, SnapshotKind
+
+TemplateKey = tuple[ImageId, Shape]
+
+
+def _values(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "id": snapshot.id,
+        "tag": snapshot.tag or None,
+        "kind": snapshot.kind.value,
+        "parent": snapshot.parent,
+        "machine": snapshot.machine,
+        "image": snapshot.image,
+        "cpus": snapshot.shape.cpus,
+        "memory_mib": snapshot.shape.memory_mib,
+        "disk_mib": snapshot.shape.disk_mib,
+        "machine_type": snapshot.machine_type,
+        "qemu_build": snapshot.qemu_build,
+        "accelerator": snapshot.accelerator,
+        "cpu_model": snapshot.cpu_model,
+        "pause_ms": snapshot.pause_ms,
+        "own_memory_bytes": snapshot.own_memory_bytes,
+        "settled": snapshot.settled,
+        "created_us": snapshot.created_us,
+    }
+
+
+def _snapshot(row: Any) -> Snapshot:
+    return Snapshot(
+        id=SnapshotId(row.id),
+        tag=row.tag or "",
+        kind=SnapshotKind(row.kind),
+        parent=SnapshotId(row.parent) if row.parent else None,
+        machine=MachineId(row.machine) if row.machine else None,
+        image=ImageId(row.image),
+        shape=Shape(row.cpus, row.memory_mib, row.disk_mib),
+        machine_type=row.machine_type,
+        qemu_build=row.qemu_build,
+        accelerator=row.accelerator,
+        cpu_model=row.cpu_model,
+        pause_ms=row.pause_ms,
+        own_memory_bytes=row.own_memory_bytes,
+        settled=row.settled,
+        created_us=row.created_us,
+    )
+
+
+async def get(connection: AsyncConnection, snapshot: str) -> Snapshot | None:
+    """By id; not one that is being removed."""
+    found = await connection.execute(select(table).where(table.c.id == snapshot, table.c.removing.is_(False)))
+    row = found.first()
+    return _snapshot(row) if row else None
+
+
+async def by_tag(connection: AsyncConnection, tag: str) -> Snapshot | None:
+    """Not one that is being removed."""
+    found = await connection.execute(select(table).where(table.c.tag == tag, table.c.removing.is_(False)))
+    row = found.first()
+    return _snapshot(row) if row else None
+
+
+async def tag_is_taken(connection: AsyncConnection, tag: str) -> bool:
+    return (await connection.execute(select(table.c.id).where(table.c.tag == tag))).first() is not None
+
+
+async def every(connection: AsyncConnection) -> list[Snapshot]:
+    """All of them, oldest first, also those that are being removed."""
+    rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
+    return [_snapshot(row) for row in rows]
+
+
+async def count(connection: AsyncConnection) -> int:
+    return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+
+
+async def save(connection: AsyncConnection, snapshots: Iterable[Snapshot]) -> None:
+    """Rows that are there are replaced, others made; parents must come first."""
+    for snapshot in snapshots:
+        values = _values(snapshot)
+        done = await connection.execute(update(table).where(table.c.id == snapshot.id).values(values))
+        if done.rowcount == 0:
+            await connection.execute(insert(table), [{**values, "removing": False}])
+
+
+async def set_removing(connection: AsyncConnection, snapshot: SnapshotId, *, removing: bool) -> None:
+    """From now on nothing new may stand on it; or again."""
+    await connection.execute(update(table).where(table.c.id == snapshot).values(removing=removing))
+
+
+async def removing(connection: AsyncConnection) -> set[SnapshotId]:
+    rows = await connection.execute(select(table.c.id).where(table.c.removing.is_(True)))
+    return {SnapshotId(row.id) for row in rows}
+
+
+async def delete_one(connection: AsyncConnection, snapshot: SnapshotId) -> None:
+    """Removes the row, and what refers to it forgets it. One that is not there is fine."""
+    await connection.execute(delete(templates).where(templates.c.snapshot == snapshot))
+    await connection.execute(update(machines).where(machines.c.snapshot == snapshot).values(snapshot=None))
+    await connection.execute(update(table).where(table.c.parent == snapshot).values(parent=None))
+    await connection.execute(delete(table).where(table.c.id == snapshot))
+
+
+async def template(connection: AsyncConnection, image: ImageId, shape: Shape) -> Snapshot | None:
+    """The template of an image and shape, if one is registered."""
+    found = await connection.execute(
+        select(table)
+        .join(templates, templates.c.snapshot == table.c.id)
+        .where(
+            templates.c.image == image,
+            templates.c.cpus == shape.cpus,
+            templates.c.memory_mib == shape.memory_mib,
+            templates.c.disk_mib == shape.disk_mib,
+            table.c.removing.is_(False),
+        )
+    )
+    row = found.first()
+    return _snapshot(row) if row else None
+
+
+async def template_keys(connection: AsyncConnection) -> set[TemplateKey]:
+    """What has a template."""
+    rows = await connection.execute(select(templates))
+    return {(ImageId(row.image), Shape(row.cpus, row.memory_mib, row.disk_mib)) for row in rows}
+
+
+async def set_template(connection: AsyncConnection, snapshot: Snapshot) -> None:
+    """Registers it for its image and shape, in place of another."""
+    await unset_template(connection, snapshot.image, snapshot.shape)
+    shape = snapshot.shape
+    values = {"cpus": shape.cpus, "memory_mib": shape.memory_mib, "disk_mib": shape.disk_mib}
+    await connection.execute(insert(templates), [{"image": snapshot.image, "snapshot": snapshot.id, **values}])
+
+
+async def unset_template(connection: AsyncConnection, image: ImageId, shape: Shape) -> None:
+    """Its snapshot is an ordinary one from now on, which goes when nothing stands on it."""
+    same = (
+        (templates.c.image == image)
+        & (templates.c.cpus == shape.cpus)
+        & (templates.c.memory_mib == shape.memory_mib)
+        & (templates.c.disk_mib == shape.disk_mib)
+    )
+    old = select(templates.c.snapshot).where(same).scalar_subquery()
+    await connection.execute(update(table).where(table.c.id == old).values(kind=SnapshotKind.FORK.value))
+    await connection.execute(delete(templates).where(same))

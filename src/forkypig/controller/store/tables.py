@@ -1,0 +1,123 @@
+"""The tables. SQLite is what they run on today; nothing here or in the queries is SQLite's alone."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+# Constraints have names, so that a later migration can speak of them on every engine.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Only INTEGER PRIMARY KEY counts up by itself in SQLite.
+_Counter = BigInteger().with_variant(Integer, "sqlite")
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(14), primary_key=True),
+    Column("tag", String(63), unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("parent", String(14), ForeignKey("snapshots.id"), index=True),
+    Column("machine", String(14)),  # which may be gone: not a foreign key
+    Column("image", String(14), nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("disk_mib", BigInteger, nullable=False),
+    Column("machine_type", String(64), nullable=False),
+    Column("qemu_build", String(256), nullable=False),
+    Column("accelerator", String(16), nullable=False),
+    Column("cpu_model", String(128), nullable=False),
+    Column("pause_ms", Float, nullable=False),
+    Column("own_memory_bytes", BigInteger, nullable=False),
+    Column("settled", Boolean, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it
+)
+
+machines = Table(
+    "machines",
+    metadata,
+    Column("id", String(14), primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("image", String(14), nullable=False),
+    Column("image_name", String(63), nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("disk_mib", BigInteger, nullable=False),
+    Column("snapshot", String(14), ForeignKey("snapshots.id"), index=True),
+    Column("parent", String(14)),  # which may be gone: not a foreign key
+    Column("qemu_pid", Integer),
+    Column("address", String(64)),
+    Column("failure", Text, nullable=False),
+    Column("accelerator", String(16), nullable=False),
+    Column("accelerator_reason", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+# A mirror of what the host has: machines keep their image's name while the host is away.
+images = Table(
+    "images",
+    metadata,
+    Column("id", String(14), primary_key=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("kernel", String(128), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("description", Text, nullable=False),
+)
+
+# Accelerator and QEMU build are in the snapshot: a template of others is replaced.
+templates = Table(
+    "templates",
+    metadata,
+    Column("image", String(14), primary_key=True),
+    Column("cpus", Integer, primary_key=True, autoincrement=False),
+    Column("memory_mib", BigInteger, primary_key=True, autoincrement=False),
+    Column("disk_mib", BigInteger, primary_key=True, autoincrement=False),
+    Column("snapshot", String(14), ForeignKey("snapshots.id"), nullable=False, unique=True),
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", _Counter, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("machines", Text, nullable=False),  # JSON list of ids
+    Column("snapshot", String(14)),
+    Column("source", String(14)),
+    Column("arguments", Text, nullable=False),  # JSON object
+    Column("error", Text, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+)
+Index("ix_operations_status", operations.c.status)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sequence", _Counter, primary_key=True),
+    Column("time_us", BigInteger, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("subject", String(63), nullable=False),
+    Column("detail", Text, nullable=False),
+    sqlite_autoincrement=True,  # a number is never given twice, also after the newest were removed
+)

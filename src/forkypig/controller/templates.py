@@ -1,0 +1,84 @@
+"""Templates: the first ready moment of an image in a shape, kept, so that later runs start from it in milliseconds.
+
+One is made at a time for an image and shape; whoever comes meanwhile waits for that one. A template is carried to its
+end also when the run that asked for it is left: the next one has use for it.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from forkypig.controller.desk import Desk, known_parent
+from forkypig.controller.store import events, intents, snapshots
+from forkypig.core.intents import IntentKind, IntentStatus
+from forkypig.errors import ForkyError
+from forkypig.model import Image, Progress, Shape, Snapshot, SnapshotKind, new_snapshot_id
+from forkypig.v1 import host_pb2
+
+ShowProgress = Callable[[Progress], None]
+
+
+class Templates:
+    """Finds templates and makes them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._making: dict[snapshots.TemplateKey, asyncio.Future[Snapshot]] = {}
+
+    async def get(
+        self, image: Image, shape: Shape, host: host_pb2.HostStatus, show: ShowProgress = lambda _: None
+    ) -> Snapshot:
+        """The template that this host, as it is now, can load; made if there is none."""
+        key = (image.id, shape)
+        making = self._making.get(key)
+        if making is None:
+            async with self._desk.store.read() as tx:
+                found = await snapshots.template(tx, image.id, shape)
+            if found is not None and _fits(found, host):
+                return found
+            # Others may have begun it while we read.
+            making = self._making.get(key)
+        if making is None:
+            making = self._desk.journal.begin(self._make(image, shape))
+            self._making[key] = making
+            making.add_done_callback(lambda _: self._making.pop(key, None))
+        show(Progress("booting the template"))
+        return await asyncio.shield(making)
+
+    async def _make(self, image: Image, shape: Shape) -> Snapshot:
+        desk = self._desk
+        snapshot_id = new_snapshot_id()
+        with desk.journal.flight() as flight:
+            async with desk.store.write() as tx:
+                await snapshots.unset_template(tx, image.id, shape)  # one of another QEMU
+                intent = await intents.add(tx, IntentKind.TEMPLATE, snapshot=snapshot_id, image=image.id)
+                flight.take(intent)
+            try:
+                made = await desk.host.make_template(snapshot_id, image.id, shape)
+                async with desk.store.write() as tx:
+                    made = await known_parent(tx, made)
+                    await snapshots.save(tx, [made])
+                    await snapshots.set_template(tx, made)
+                    await intents.end(tx, intent, IntentStatus.DONE)
+                    await events.add(tx, "snapshot.created", made.id, f"template of {image.name}")
+            except ForkyError as error:
+                await desk.undo(flight, error)
+                raise
+        desk.reconciler.collect.set()
+        return made
+
+    async def drop(self, template: Snapshot) -> None:
+        """It can't be used: it is an ordinary snapshot now, and the next `get` makes another."""
+        async with self._desk.store.write() as tx:
+            current = await snapshots.template(tx, template.image, template.shape)
+            if current is not None and current.id == template.id:
+                await snapshots.unset_template(tx, template.image, template.shape)
+        self._desk.reconciler.look_soon(0.0)
+
+
+def _fits(template: Snapshot, host: host_pb2.HostStatus) -> bool:
+    """Device state can only be loaded by the QEMU build and under the accelerator that wrote it."""
+    return (
+        template.kind is SnapshotKind.TEMPLATE
+        and template.qemu_build == host.qemu_build
+        and template.accelerator == host.accelerator
+    )

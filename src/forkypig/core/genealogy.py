@@ -1,0 +1,82 @@
+"""Who stands on whom: the tree of snapshots and machines, and what of it nobody needs any more."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from forkypig.model import Machine, Snapshot, SnapshotId, SnapshotKind
+
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands on one snapshot."""
+
+    machines: tuple[Machine, ...]
+    snapshots: tuple[Snapshot, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.machines or self.snapshots)
+
+    def sentence(self) -> str:
+        """Who it is, in words: "machines web, web-1 and 4 more, and snapshot s-…"."""
+        parts = []
+        if self.machines:
+            parts.append(_enumerate("machine", [m.name for m in self.machines]))
+        if self.snapshots:
+            parts.append(_enumerate("snapshot", [s.tag or s.id for s in self.snapshots]))
+        return " and ".join(parts)
+
+
+def _enumerate(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(sorted(names)[:_MOST_NAMED])}{more}"
+
+
+def standing_on(snapshot: SnapshotId, machines: Iterable[Machine], snapshots: Iterable[Snapshot]) -> Standing:
+    """What would lose its ground if the snapshot went."""
+    return Standing(
+        tuple(m for m in machines if m.snapshot == snapshot), tuple(s for s in snapshots if s.parent == snapshot)
+    )
+
+
+def collectable(
+    snapshots: Iterable[Snapshot], occupied: Collection[SnapshotId], held: Collection[str] = ()
+) -> list[SnapshotId]:
+    """The snapshots that came with a fork and that nobody needs any more, leaves first.
+
+    `occupied` are those that machines stand on, `held` ids that operations under way need. A snapshot whose only
+    ground for staying is another collectable one is in the list too, after it.
+    """
+    by_id = {s.id: s for s in snapshots}
+    dependents: dict[SnapshotId, int] = dict.fromkeys(by_id, 0)
+    for snapshot in by_id.values():
+        if snapshot.parent in dependents:
+            dependents[snapshot.parent] += 1
+    taken = set(occupied)
+    ready = [s for s in by_id if dependents[s] == 0]
+    gone: list[SnapshotId] = []
+    while ready:
+        snapshot = by_id[ready.pop()]
+        if snapshot.kind is not SnapshotKind.FORK or snapshot.id in taken or snapshot.id in held:
+            continue
+        gone.append(snapshot.id)
+        if snapshot.parent in dependents:
+            dependents[snapshot.parent] -= 1
+            if dependents[snapshot.parent] == 0:
+                ready.append(snapshot.parent)
+    return gone
+
+
+def parents_first(snapshots: Mapping[SnapshotId, Snapshot]) -> list[Snapshot]:
+    """The snapshots in an order in which each comes after its parent. A circle is cut where it is met."""
+    ordered: dict[SnapshotId, Snapshot] = {}
+    for start in snapshots.values():
+        path: dict[SnapshotId, Snapshot] = {}
+        here: Snapshot | None = start
+        while here is not None and here.id not in ordered and here.id not in path:
+            path[here.id] = here
+            here = snapshots.get(here.parent) if here.parent is not None else None
+        for snapshot in reversed(path.values()):
+            ordered[snapshot.id] = snapshot
+    return list(ordered.values())
