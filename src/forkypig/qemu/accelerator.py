@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -197,13 +198,24 @@ async def run_guest(
         seen = serial.result() if serial.done() else None
     finally:
         serial.cancel()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            _end(process.pid)
         await process.wait()
         said = await stderr
     if seen is None:
         return f"the guest hangs (no «{line.decode()}» on its serial port in {timeout_s:.0f} s or more)"
     return None if seen else f"QEMU ended at once, saying «{_first_line(said)}»"
+
+
+def _end(pid: int) -> None:
+    """Kills a child of ours that may have ended. Not by asyncio's own kill(): in Python 3.11 that can reap a child that
+    has just ended, and asyncio then complains that it is missing."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
 
 
 def _bound_to_us() -> list[str]:
