@@ -1,0 +1,40 @@
+"""The pause while other machines keep every core busy, and while snapshots are being written to files."""
+
+import asyncio
+
+from bench.console import watching
+from bench.instance import instance
+from bench.processes import cores
+from bench.session import Session
+from bench.splits import record, split_often
+
+SECTION = "busy"
+SETTLING = "settling"
+_NEIGHBOURS = 2
+
+
+async def run(session: Session) -> None:
+    """Two neighbours with as many spinning vCPUs each as the host has cores."""
+    machine = await session.forky.run()
+    neighbours = [await session.forky.run(cpus=cores()) for _ in range(_NEIGHBOURS)]
+    for neighbour in neighbours:
+        await session.instance.start_program(neighbour, "spinner")
+    await asyncio.sleep(2)
+    splits = await split_often(machine, session.times(30, 8))
+    record(session, SECTION, splits, neighbours=_NEIGHBOURS, spinning_vcpus=_NEIGHBOURS * cores())
+    await session.instance.clear()
+
+
+async def settling(session: Session) -> None:
+    """An instance of its own whose snapshots go to files at once: each split meets the settling of those before."""
+    async with instance(settle_after_s=0.1) as other:
+        inner = Session(other, session.results, session.quick, session.began)
+        machine = await other.forky.run()
+        assert machine.info.qemu_pid is not None
+        with watching(machine.info.qemu_pid) as watch:
+            await other.start_program(machine, "rewriter", "256")
+            await other.start_program(machine, "ticker")
+            splits = await split_often(machine, session.times(20, 5), watch, passes=1)
+        record(inner, SETTLING, splits, dirty_mib=256)
+        settled = sum(snapshot.settled for snapshot in await other.forky.snapshots())
+        session.results.add(SETTLING, "snapshots settled meanwhile", "of all", [settled], splits=len(splits.pause_ms))

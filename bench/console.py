@@ -1,0 +1,78 @@
+"""Sees from the host how a guest gets on: the ticks that it prints on its console, timed by the host's clock."""
+
+import bisect
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from forkypig.errors import DeadlineExceeded
+
+_TICK, _PASS = b"\x01", b"\x02"
+# Half of a tick: a stall is seen at most this much too long.
+_POLL_S = 0.0005
+
+
+class ConsoleWatch:
+    """Follows the console file of one machine in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._ticks: list[float] = []
+        self._passes = 0
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._ending.is_set():
+            data = os.read(self._fd, 1 << 16)
+            if data:
+                if _TICK in data:
+                    self._ticks.append(time.perf_counter())
+                self._passes += data.count(_PASS)
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._ending.set()
+        self._thread.join()
+        os.close(self._fd)
+
+    @property
+    def passes(self) -> int:
+        """How often the rewriter has been through its memory."""
+        return self._passes
+
+    def largest_gap_ms(self, begin: float, end: float) -> float:
+        """The longest time without a tick between two readings of perf_counter.
+
+        Raises DeadlineExceeded when there was none at all: then the ticker is dead, not the machine stalled."""
+        ticks = self._ticks
+        first, last = bisect.bisect_left(ticks, begin), bisect.bisect_right(ticks, end)
+        seen = ticks[max(0, first - 1) : last + 1]
+        if len(seen) < 2:
+            raise DeadlineExceeded("the guest's ticker is silent: look at its console")
+        return max(after - before for before, after in itertools.pairwise(seen)) * 1000
+
+
+@contextlib.contextmanager
+def watching(qemu_pid: int) -> Iterator[ConsoleWatch]:
+    """Follows the console of the machine in this QEMU process; its successors write to the same file."""
+    watch = ConsoleWatch(console_of(qemu_pid))
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def console_of(qemu_pid: int) -> Path:
+    """The console's file, from QEMU's command line."""
+    for argument in Path(f"/proc/{qemu_pid}/cmdline").read_bytes().split(b"\0"):
+        if argument.startswith(b"file,id=console,path="):
+            return Path(os.fsdecode(argument.split(b"path=")[1].split(b",")[0]))
+    raise FileNotFoundError(f"QEMU process {qemu_pid} has no console file")

@@ -1,0 +1,103 @@
+"""The results as tables, printed on a terminal and written as Markdown from the same rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench import alternatives, busy, density, everyday, floor, generations, pause, ready
+from bench.results import Measure, Results
+from bench.targets import Target, evaluate
+
+_SPREAD = ("p50", "p90", "p99", "min", "max", "IQR", "n")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells are ready to print. `remark` is a sentence below the title."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    remark: str = ""
+
+
+def tables(results: Results) -> list[Table]:
+    """All that were measured, the targets first."""
+    made = [
+        _targets(evaluate(results)),
+        _measures(
+            results,
+            "The parent's pause, by memory size and by how much of it is rewritten all the time",
+            pause.SECTION,
+            ("memory_mib", "dirty_mib"),
+            "«pause» is from the first command of the split to the successor running, by hostd's clock. «stall» is the "
+            "longest time without a tick of a guest program that ticks every millisecond, by the host's clock; "
+            "«largest gap without a fork» is the same in the 250 ms before.",
+        ),
+        _measures(results, "By generation: child of a child of a child", generations.SECTION, ("generation",)),
+        _measures(results, "One machine forked again and again", generations.REPEATED, ()),
+        _measures(results, "With all cores busy in other machines", busy.SECTION, ("neighbours", "spinning_vcpus")),
+        _measures(results, "While earlier snapshots are written to files", busy.SETTLING, ("dirty_mib",)),
+        _measures(results, "Time to ready", ready.SECTION, ("children", "spent_by")),
+        _measures(results, "The floor: starting QEMU", floor.SECTION, ("shells",)),
+        _measures(results, "Host memory of children", density.SECTION, ("state", "siblings")),
+        _measures(results, "Every day", everyday.SECTION, ()),
+        _measures(
+            results,
+            "The alternatives, on the same guest and host",
+            alternatives.SECTION,
+            ("way", "held_mib"),
+            "Both QEMUs of a copy are started ahead, its state goes to the page cache and is not forced to the disk, "
+            "and nobody takes on an identity: a user's own copy would be slower than this.",
+        ),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _targets(found: list[Target]) -> Table:
+    words = {True: "yes", False: "**no**", None: "not measured"}
+    rows = [
+        (target.name, target.asked, target.found, words[target.reached], target.where if not target.reached else "")
+        for target in found
+    ]
+    return Table("Targets", ("what", "asked", "found", "reached", "where it goes"), rows)
+
+
+def _measures(results: Results, title: str, section: str, labels: tuple[str, ...], remark: str = "") -> Table:
+    found = [measure for measure in results.measures if measure.section == section]
+    rows = [_row(measure, labels) for measure in found]
+    return Table(title, ("what", *labels, "unit", *_SPREAD), rows, remark)
+
+
+def _row(measure: Measure, labels: tuple[str, ...]) -> tuple[str, ...]:
+    summary = measure.summary
+    spread = (summary.p50, summary.p90, summary.p99, summary.minimum, summary.maximum, summary.iqr)
+    return (
+        measure.quantity,
+        *(str(measure.labels.get(label, "")) for label in labels),
+        measure.unit,
+        *(f"{value:.1f}" for value in spread),
+        str(summary.n),
+    )
+
+
+def markdown(results: Results, charts: Sequence[str]) -> str:
+    """The whole report. `charts` are file names beside it."""
+    facts = results.facts
+    lines = [
+        "# Benchmark results",
+        "",
+        "Written by `python -m bench`; docs/benchmarks.md says how each is measured.",
+        "",
+    ]
+    lines += ["| fact | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
+    lines += [f"- {note}" for note in results.notes] + ([""] if results.notes else [])
+    lines += [f"![{name}]({name})" for name in charts] + ([""] if charts else [])
+    for table in tables(results):
+        lines += [f"## {table.title}", ""] + ([table.remark, ""] if table.remark else [])
+        lines += [_line(table.columns), _line(tuple("---" for _ in table.columns))]
+        lines += [_line(row) for row in table.rows] + [""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,126 @@
+"""What the figures are to reach (on two cores under TCG, with disk, network card and agent), and whether they do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench import alternatives, busy, density, everyday, floor, generations, pause, ready
+from bench.results import Measure, Results
+from bench.stats import percentile
+
+_SAME = 0.20
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One figure that is asked for. `reached` is None when the run did not measure it."""
+
+    name: str
+    asked: str
+    found: str
+    reached: bool | None
+    where: str = ""  # where the time or the memory goes, when it is missed
+
+
+def evaluate(results: Results) -> list[Target]:
+    """All targets, in the order of the issue."""
+    return [*_pause(results), *_same(results), *_busy(results), *_ready(results), *_rest(results)]
+
+
+def _at_most(name: str, samples: list[float], fraction: float, limit: float, unit: str, where: str = "") -> Target:
+    asked = f"≤ {limit:g} {unit}"
+    if not samples:
+        return Target(name, asked, "not measured", None)
+    value = percentile(samples, fraction)
+    return Target(name, asked, f"{value:.1f} {unit} (n={len(samples)})", value <= limit, where)
+
+
+def _parts(results: Results, section: str) -> str:
+    """The two parts of the pause, from hostd's log."""
+    saved = results.samples(section, "stop and save")
+    loaded = results.samples(section, "freeze and load")
+    if not saved:
+        return ""
+    return (
+        f"stop and save p50 {percentile(saved, 0.5):.1f}, p99 {percentile(saved, 0.99):.1f} ms; freeze and load by the "
+        f"successor p50 {percentile(loaded, 0.5):.1f}, p99 {percentile(loaded, 0.99):.1f} ms"
+    )
+
+
+def _pause(results: Results) -> Iterator[Target]:
+    samples, parts = results.samples(pause.SECTION, "pause"), _parts(results, pause.SECTION)
+    yield _at_most("pause, p50 over all sizes and loads", samples, 0.5, 20, "ms", parts)
+    yield _at_most("pause, p99 over all sizes and loads", samples, 0.99, 50, "ms", parts)
+
+
+def _same(results: Results) -> Iterator[Target]:
+    clean = results.select(pause.SECTION, "pause", dirty_mib=0)
+    yield _alike("pause at 512 MiB and 8 GiB, clean", _with(clean, memory_mib=512), _with(clean, memory_mib=8192))
+    for memory_mib in (512, 8192):
+        size = results.select(pause.SECTION, "pause", memory_mib=memory_mib)
+        name = f"pause clean and with 256 MiB being rewritten, {memory_mib} MiB"
+        yield _alike(name, _with(size, dirty_mib=0), _with(size, dirty_mib=256))
+    chain = results.select(generations.SECTION, "pause")
+    last = _with(chain, generation=generations.DEEPEST)
+    yield _alike(f"pause in generation 1 and {generations.DEEPEST}", _with(chain, generation=1), last)
+
+
+def _with(measures: list[Measure], **labels: int) -> Measure | None:
+    return next((measure for measure in measures if labels.items() <= measure.labels.items()), None)
+
+
+def _alike(name: str, one: Measure | None, other: Measure | None) -> Target:
+    """Medians that differ by a fifth at most, of the first."""
+    asked = f"the same, ±{_SAME:.0%}"
+    if one is None or other is None:
+        return Target(name, asked, "not measured", None)
+    first, second = one.summary, other.summary
+    change = second.p50 / first.p50 - 1
+    where = f"quartiles {first.iqr:.1f} and {second.iqr:.1f} ms apart" if abs(change) > _SAME else ""
+    return Target(name, asked, f"{first.p50:.1f} and {second.p50:.1f} ms ({change:+.0%})", abs(change) <= _SAME, where)
+
+
+def _busy(results: Results) -> Iterator[Target]:
+    samples = results.samples(busy.SECTION, "pause")
+    yield _at_most("pause with all cores busy, p50", samples, 0.5, 35, "ms", _parts(results, busy.SECTION))
+
+
+def _ready(results: Results) -> Iterator[Target]:
+    one = results.samples(ready.SECTION, "all children ready", children=1)
+    boot = results.samples(alternatives.SECTION, "cold boot")
+    name = "one child ready, p50, against a cold boot"
+    if one and boot:
+        child, cold = percentile(one, 0.5), percentile(boot, 0.5)
+        found = f"{child:.0f} of {cold:.0f} ms, 1/{cold / child:.1f}"
+        yield Target(name, "≤ 1/8", found, child <= cold / 8, _spenders(results, 1))
+    else:
+        yield Target(name, "≤ 1/8", "not measured", None)
+    many = results.samples(ready.SECTION, "all children ready", children=50)
+    shells = results.samples(floor.SECTION, "CPU time of a bare shell")
+    name = "50 children ready, p50, against the floor"
+    if many and shells:
+        took, least = percentile(many, 0.5), floor.floor_ms(shells, 50)
+        found = f"{took:.0f} ms, {took / least:.2f} × the floor of {least:.0f} ms"
+        yield Target(name, "≤ 2.5 ×", found, took <= 2.5 * least, _spenders(results, 50))
+    else:
+        yield Target(name, "≤ 2.5 ×", "not measured", None)
+
+
+def _spenders(results: Results, children: int) -> str:
+    """Who used the CPU while so many children were made."""
+    spent = results.select(ready.SECTION, "CPU time of the fork", children=children)
+    parts = [f"{measure.labels['spent_by']} {measure.summary.p50:.0f} ms" for measure in spent]
+    return "CPU time of one fork: " + ", ".join(parts) if parts else ""
+
+
+def _rest(results: Results) -> Iterator[Target]:
+    yield _at_most("forky --help, p50", results.samples(everyday.SECTION, "forky --help"), 0.5, 200, "ms")
+    for siblings in (1, 10):
+        of = {"state": "idle", "siblings": siblings}
+        parts = [
+            f"{part} {percentile(results.samples(density.SECTION, part, **of), 0.5):.1f} MiB"
+            for part in ("anonymous part", "file part")
+            if results.samples(density.SECTION, part, **of)
+        ]
+        samples = results.samples(density.SECTION, "PSS", **of)
+        name = f"PSS of an idle child of a 512 MiB machine, p50, {siblings} alive"
+        yield _at_most(name, samples, 0.5, 40, "MiB", ", ".join(parts))
