@@ -80,7 +80,9 @@ def mounts_below(home: Path) -> list[Path]:
 
 
 async def _mount_trouble(path: Path) -> str | None:
-    """Asked of a process of its own: a thread that waits for a stuck pager could never be ended, a process can."""
+    """Asked of a process of its own, which is left behind when it gets no answer: what waits for a stuck server that
+    has the request can't be killed before that server answers or ends, and a thread of ours would be stuck, too.
+    """
     process = await asyncio.create_subprocess_exec(
         *("stat", "--file-system", "--terse", str(path)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -90,11 +92,8 @@ async def _mount_trouble(path: Path) -> str | None:
     try:
         code = await asyncio.wait_for(process.wait(), _ANSWER_TIMEOUT_S)
     except TimeoutError:
+        process.kill()
         return "does not answer: its pager is stuck"
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     return None if code == 0 else "is dead: its pager has ended"
 
 
