@@ -463,7 +463,7 @@ class Call:
 class Agent:
     """The loop: one thread, one epoll, everything else is a process of its own."""
 
-    def __init__(self, port: Port, identity: Identity, init: bool, network: bool) -> None:
+    def __init__(self, port: Port, identity: Identity, init: bool) -> None:
         self.port, self.identity, self.init = port, identity, init
         self.session: Session | None = None
         self.session_id = b""
@@ -478,13 +478,11 @@ class Agent:
         self.writing = b""  # a part of the stream that has begun: it is finished whatever happens
         self.acknowledge = False
         self.settlers: list[int] = []  # calls that wait until nothing is left to prepare
-        self.chores: list[Callable[[], None]] = [self._load_modules]
-        if init and network:
-            self.chores.insert(0, configure_network)
+        self.chores: list[Callable[[], None]] = [self._prepare_for_calls]
         if init:
             self.chores.append(self._grow_root)
         self.chores.append(self._warm_up)
-        self.loaded = False
+        self.prepared = False
         self.helpers: set[int] = set()  # processes of chores
         self.began = time.monotonic()
         self.poweroff_asked = False
@@ -717,8 +715,7 @@ class Agent:
             self._finish(frame.call, ("code", "-1"), ("kind", "failed"), ("failure", str(error)))
 
     def _start(self, id_: int, op: str, fields: list[tuple[str, bytes]]) -> None:
-        if not self.loaded:
-            self._load_modules()
+        self._prepare_for_calls()
         call = Call(id_, op)
         if op == "exec":
             try:
@@ -906,11 +903,14 @@ class Agent:
 
     # -- chores: what can wait until the first answer is given
 
-    def _load_modules(self) -> None:
-        """Loads what calls need. In a template this has happened, and its children have it loaded."""
-        if self.loaded:
+    def _prepare_for_calls(self) -> None:
+        """Mounts and configures the rest, and loads what calls need; a template's children have it all."""
+        if self.prepared:
             return
-        self.loaded = True
+        self.prepared = True
+        if self.init:
+            mount_missing(_LATER)
+            configure_network()
         import gc
         import pwd  # noqa: F401
         import signal
@@ -966,7 +966,9 @@ def complain(message: str) -> None:
 
 def _why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        name = error.filename
+        name = text(name) if isinstance(name, bytes) else name
+        return f"{error.strerror}: {name}" if name else error.strerror
     return str(error)
 
 
@@ -1016,7 +1018,7 @@ class Account:
             self.uid = self.gid = int(name)
             user, home, shell = name, "/", "/bin/sh"
         self.groups = os.getgrouplist(user, self.gid)
-        self.home = home or "/"
+        self.home = home if os.path.isdir(home) else "/"
         self.environment = {
             b"PATH": _PATH,
             b"HOME": self.home.encode(),
@@ -1246,22 +1248,29 @@ def _run(*argv: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def mount_what_is_missing() -> None:
-    """The usual file systems, unless the initramfs mounted them."""
-    os.environ["PATH"] = text(_PATH)
-    for kind, target, options in (
-        ("proc", "/proc", "nosuid,nodev,noexec"),
-        ("sysfs", "/sys", "nosuid,nodev,noexec"),
-        ("devtmpfs", "/dev", "nosuid,mode=0755"),
-        ("devpts", "/dev/pts", "nosuid,noexec,mode=0620,gid=5,ptmxmode=0666"),
-        ("tmpfs", "/dev/shm", "nosuid,nodev"),
-        ("tmpfs", "/run", "nosuid,nodev,mode=0755"),
-        ("tmpfs", "/tmp", "nosuid,nodev,mode=1777"),
-    ):
+_AT_ONCE = (
+    ("proc", "/proc", "nosuid,nodev,noexec"),
+    ("sysfs", "/sys", "nosuid,nodev,noexec"),
+    ("devtmpfs", "/dev", "nosuid,mode=0755"),
+    ("tmpfs", "/run", "nosuid,nodev,mode=0755"),
+)
+_LATER = (
+    ("devpts", "/dev/pts", "nosuid,noexec,mode=0620,gid=5,ptmxmode=0666"),
+    ("tmpfs", "/dev/shm", "nosuid,nodev"),
+    ("tmpfs", "/tmp", "nosuid,nodev,mode=1777"),
+)
+
+
+def mount_missing(wanted: Iterable[tuple[str, str, str]]) -> None:
+    """Mounts file systems that the initramfs has not: each mount(8) takes 0.1 s under TCG."""
+    for kind, target, options in wanted:
         os.makedirs(target, exist_ok=True)
         if os.stat(target).st_dev == os.stat(os.path.dirname(target)).st_dev:
             _run("mount", "-t", kind, "-o", options, kind, target)
-    os.makedirs("/run/forky", exist_ok=True)
+
+
+def link_devices() -> None:
+    """What udev would add to /dev, as far as shells expect it."""
     for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         try:
             os.symlink(target, f"/dev/{link}")
@@ -1293,8 +1302,7 @@ def configure_network() -> None:
             # struct rtentry on 64 bits: destination, gateway, netmask, flags (RTF_UP | RTF_GATEWAY)
             route = struct.pack("8x16s16s16sH6x48x", address("0.0.0.0"), address("10.0.2.2"), address("0.0.0.0"), 3)
             fcntl.ioctl(sock, 0x890B, route)  # SIOCADDRT
-        if not os.path.exists("/etc/resolv.conf") or not _contents("/etc/resolv.conf").strip():
-            _overwrite("/etc/resolv.conf", b"nameserver 10.0.2.3\n")
+        _overwrite("/etc/resolv.conf", b"nameserver 10.0.2.3\n")
     except OSError as error:
         complain(f"the network was not set up: {error}")
 
@@ -1343,9 +1351,11 @@ def main(arguments: Iterable[str]) -> None:
         else:
             raise SystemExit(f"forky-agent: «{argument}» is not an option")
     if mode == "--init":
-        mount_what_is_missing()
+        os.environ["PATH"] = text(_PATH)
+        mount_missing(_AT_ONCE)
+        link_devices()
     port = Socket(path) if path else Port()
-    Agent(port, Identity(root, frozenset(skip.split(","))), mode == "--init", network=True).run()
+    Agent(port, Identity(root, frozenset(skip.split(","))), mode == "--init").run()
     if mode == "--init":
         power_off()
     elif mode == "--service":
