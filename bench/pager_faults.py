@@ -54,7 +54,9 @@ def sequential(path: Path, size_bytes: int) -> float:
     return size_bytes / taken / 1e9
 
 
-async def timed_bind(rig: Rig, guest: GuestProcess, parent: SnapshotId | None, size_bytes: int) -> tuple[SnapshotId, float]:
+async def timed_bind(
+    rig: Rig, guest: GuestProcess, parent: SnapshotId | None, size_bytes: int
+) -> tuple[SnapshotId, float]:
     """A split; returns the time of Bind in ms."""
     snapshot = new_snapshot_id()
     await rig.client.reserve(snapshot, size_bytes, parent, guest.pid, guest.address)

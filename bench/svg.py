@@ -110,8 +110,9 @@ class Chart:
         every = max(1, len(self.categories) // 16)
         for number, name in enumerate(self.categories):
             if number % every == 0:
-                parts.append(_text(self._x(number), base + 18, name, anchor="middle"))
-        parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 18, self.x_label, anchor="middle"))
+                for line, words in enumerate(name.split(", ")):  # side by side there is room for short words only
+                    parts.append(_text(self._x(number), base + 16 + 14 * line, words, anchor="middle", size=11))
+        parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, self.x_label, anchor="middle"))
         return parts
 
     def _marks(self) -> list[str]:
