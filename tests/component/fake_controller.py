@@ -109,9 +109,7 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         yield pb.RunMachineResponse(progress=common_pb2.Progress(step="booting", done=1, total=2))
         if any(machine.name == request.name for machine in self.machines.values()):
             await status.abort(context, errors.AlreadyExists("machine", request.name))
-        shape = model.Shape(
-            request.shape.cpus or 1, request.shape.memory_mib or 512, request.shape.disk_mib or 4096
-        )
+        shape = model.Shape(request.shape.cpus or 1, request.shape.memory_mib or 512, request.shape.disk_mib or 4096)
         machine = self.add_machine(request.name or "brave-pig", shape=shape)
         yield pb.RunMachineResponse(result=pb.RunResult(machine=convert.machine_to_wire(machine), ready_ms=41.5))
 
@@ -164,7 +162,7 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         for snapshot in self.snapshots.values():
             if request.snapshot in (snapshot.id, snapshot.tag):
                 return convert.snapshot_to_wire(snapshot)
-        await status.abort(context, errors.NotFound("snapshot", request.snapshot))
+        return await status.abort(context, errors.NotFound("snapshot", request.snapshot))
 
     async def RemoveSnapshot(self, request: Any, context: Any) -> common_pb2.Empty:  # noqa: N802
         del self.snapshots[request.snapshot]
@@ -264,6 +262,8 @@ class Agent(agent_pb2_grpc.AgentServicer):
         made = io.BytesIO()
         async for request in request_iterator:
             made.write(request.data)
+        if not made.tell():
+            await status.abort(context, errors.InvalidRequest("an empty archive"))
         made.seek(0)
         with tarfile.open(fileobj=made) as tar:
             entries = tar.getmembers()
@@ -322,7 +322,7 @@ class Instance:
     """A home with a fake controller in it, and pid files that say that all daemons run."""
 
     def __init__(self, home: Path) -> None:
-        self.place = local.settings(home)
+        self.place = local.place(home)
         self.controller = Controller()
         self.root = home / "guest"
         self.agent = Agent(self.root)

@@ -53,7 +53,9 @@ async def test_errors_are_those_that_the_daemon_raised(instance: Instance) -> No
 async def test_a_dead_controller_is_named_with_the_way_out(instance: Instance) -> None:
     async with Forky(instance.home) as forky:
         await instance.server.stop(None)  # type: ignore[union-attr]
-        with pytest.raises(errors.HostUnreachable, match="controller at .* can't be reached: start it with `forky up`"):
+        with pytest.raises(
+            errors.HostUnreachable, match=r"controller at .* can't be reached: start it with `forky up`"
+        ):
             await forky.list()
     await instance.server.wait_for_termination()  # type: ignore[union-attr]
 
@@ -72,7 +74,12 @@ async def test_events_go_on_over_pages(instance: Instance) -> None:
     instance.controller.events = [model.Event(sequence=n, time_us=n, kind="k", subject="s") for n in range(1, 2502)]
     async with Forky(instance.home) as forky:
         assert [event.sequence async for event in forky.events()] == list(range(1, 2502))
-        assert [event.sequence async for event in forky.events(after_sequence=2490, limit=4)] == [2491, 2492, 2493, 2494]
+        assert [event.sequence async for event in forky.events(after_sequence=2490, limit=4)] == [
+            2491,
+            2492,
+            2493,
+            2494,
+        ]
 
 
 async def test_exec_gathers_both_outputs_and_the_code(instance: Instance) -> None:

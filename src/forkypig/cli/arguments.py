@@ -20,10 +20,10 @@ ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id o
 TAKING_A_COMMAND = ("run", "exec")
 
 
-def size(text: str) -> int:
-    """A size in MiB, for typer. Raises BadParameter."""
+def size(text: str | int) -> int:
+    """A size in MiB, for typer, which also passes defaults through. Raises BadParameter."""
     try:
-        return sizes.mib(text)
+        return sizes.mib(str(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -31,7 +31,7 @@ def up(as_json: printing.Json = False) -> None:
     async def work() -> None:
         from forkypig.sdk import local
 
-        place = local.settings()
+        place = local.place()
         display = Display()
         with display:
             await local.up(place, display.on_progress)
@@ -58,7 +58,7 @@ def down(
     async def work() -> None:
         from forkypig.sdk import local, shutdown
 
-        place = local.settings()
+        place = local.place()
         display = Display()
         with display:
             ran = await shutdown.down(place, display.on_progress, force=force)
@@ -77,7 +77,7 @@ def status(as_json: printing.Json = False) -> None:
     async def work() -> None:
         from forkypig.sdk import local
 
-        found = await local.status(local.settings())
+        found = await local.status(local.place())
         if as_json:
             printing.document(documents.status(found))
         else:

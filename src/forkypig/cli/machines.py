@@ -25,7 +25,7 @@ def run(
         str, typer.Argument(metavar="[IMAGE]", help="An image's id or name; the default one if none is named.")
     ] = "",
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name; one is chosen if none is given.")] = "",
-    cpus: Annotated[int, typer.Option(min=1, metavar="N", help="Virtual CPUs.", show_default="1")] = 0,
+    cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Virtual CPUs.", show_default="1")] = None,
     memory: Annotated[
         int, typer.Option(parser=size, metavar="SIZE", help="512M, 4G, 1.5G or MiB.", show_default="512M")
     ] = 0,
@@ -53,7 +53,7 @@ def run(
             machine = await forky.run(
                 image,
                 name=name,
-                cpus=cpus,
+                cpus=cpus or 0,
                 memory_mib=memory,
                 disk_mib=disk,
                 cold_boot=cold_boot,

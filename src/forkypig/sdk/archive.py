@@ -47,14 +47,11 @@ class _CheckedInfo(tarfile.TarInfo):
 
 
 def entries(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The entries of a tar stream, without keeping those that have passed."""
-    try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK_BYTES, tarinfo=_CheckedInfo) as tar:
-            while (entry := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]
-                yield tar, entry
-    except tarfile.TarError as error:
-        raise InternalError(f"the copy broke off: the machine's archive can't be read ({error})") from error
+    """The entries of a tar stream, without keeping those that have passed. Raises TarError when it breaks off."""
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK_BYTES, tarinfo=_CheckedInfo) as tar:
+        while (entry := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]
+            yield tar, entry
 
 
 def _parts(name: str) -> list[str]:
@@ -88,7 +85,7 @@ class Unpacker:
         self.result = Unpacked()
 
     def unpack(self, stream: IO[bytes]) -> Unpacked:
-        """Reads `stream` to its end. Raises InvalidRequest for a hostile one, InternalError for one that breaks off,
+        """Reads `stream` to its end. Raises InvalidRequest for a hostile one, TarError for one that breaks off,
         OSError (a full disk, no permission)."""
         for tar, entry in entries(stream):
             self._one(tar, entry)

@@ -37,8 +37,8 @@ class Forky:
     ) -> None:
         """`home` None: FORKY_HOME, or the default. With `start` the daemons are started when they do not run;
         `on_progress` is told of it. Raises InvalidRequest when the home can't be used."""
-        self.settings = local.settings(home)
-        self.socket = self.settings.socket("controller")
+        self.place = local.place(home)
+        self.socket = self.place.socket("controller")
         self._start, self._on_progress = start, on_progress
         self._channel: grpc.aio.Channel | None = None
         self._stub: ControllerAsyncStub | None = None
@@ -49,10 +49,10 @@ class Forky:
         Raises HostUnreachable when they do not run, or do not start."""
         if self._channel is not None:
             return self
-        if self._start and not local.all_run(self.settings):
-            await local.up(self.settings, self._on_progress)
+        if self._start and not local.all_run(self.place):
+            await local.up(self.place, self._on_progress)
         elif not self.socket.exists():
-            raise errors.HostUnreachable(f"nothing runs in {self.settings.home}: start it with `forky up`")
+            raise errors.HostUnreachable(f"nothing runs in {self.place.home}: start it with `forky up`")
         self._channel = open_channel(self.socket)
         self._stub = controller_pb2_grpc.ControllerStub(self._channel)
         return self
@@ -199,7 +199,7 @@ class Forky:
 
     async def status(self) -> Status:
         """What runs, on which accelerator and why."""
-        return await local.status(self.settings)
+        return await local.status(self.place)
 
     async def doctor(self) -> Sequence[Check]:
         """Every requirement, whether it holds, and how to mend it."""

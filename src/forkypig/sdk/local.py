@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from forkypig import errors, model
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.home import Home, HomePaths, home_from_environment
 from forkypig.sdk.connection import calls, is_healthy, open_channel
 from forkypig.sdk.pids import running_pid
 from forkypig.sdk.status import Daemon, Status
@@ -34,46 +34,46 @@ _started: list[subprocess.Popen[bytes]] = []
 OnProgress = Callable[[model.Progress], None]
 
 
-def settings(home: str | Path | None = None) -> Settings:
-    """The settings of `home`, or of the environment's. Raises InvalidRequest when they can't be used."""
+def place(home: str | Path | None = None) -> Home:
+    """The paths of `home`, or of the environment's. Raises InvalidRequest when they can't be used."""
+    found = home_from_environment() if home is None else Home(Path(home).absolute())
     try:
-        found = Settings() if home is None else Settings(home=Path(home).absolute())
         found.check()
     except ValueError as error:
-        raise errors.InvalidRequest(f"the settings can't be used: {error}") from error
+        raise errors.InvalidRequest(str(error)) from error
     return found
 
 
-def all_run(place: Settings) -> bool:
+def all_run(at: HomePaths) -> bool:
     """Whether all daemons of the home run (not whether they are well)."""
-    return all(running_pid(place.pid_file(daemon)) is not None for daemon in DAEMONS)
+    return all(running_pid(at.pid_file(daemon)) is not None for daemon in DAEMONS)
 
 
-def clean_mark(place: Settings) -> Path:
+def clean_mark(at: HomePaths) -> Path:
     """There from an orderly `down` to the next `up`: no QEMU is left to look for."""
-    return place.run / "down"
+    return at.run / "down"
 
 
-def make_home(place: Settings) -> None:
+def make_home(at: HomePaths) -> None:
     """Makes the directories. Root's home may be passed through by QEMU's own user, nobody else's may.
 
     Raises NotPossibleNow when the file system does not let us."""
     try:
-        if not place.home.exists():
-            place.home.mkdir(parents=True, exist_ok=True)
-            place.home.chmod(0o711 if os.geteuid() == 0 else 0o700)  # whatever the umask
-        place.run.mkdir(mode=0o700, exist_ok=True)
-        place.logs.mkdir(mode=0o700, exist_ok=True)
+        if not at.home.exists():
+            at.home.mkdir(parents=True, exist_ok=True)
+            at.home.chmod(0o711 if os.geteuid() == 0 else 0o700)  # whatever the umask
+        at.run.mkdir(mode=0o700, exist_ok=True)
+        at.logs.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise errors.NotPossibleNow(
-            f"{place.home} can't be used as a home ({error.strerror}): set FORKY_HOME to a directory that you can write"
+            f"{at.home} can't be used as a home ({error.strerror}): set FORKY_HOME to a directory that you can write"
         ) from error
 
 
 @contextlib.asynccontextmanager
-async def locked(place: Settings) -> AsyncIterator[None]:
+async def locked(at: HomePaths) -> AsyncIterator[None]:
     """One `up` or `down` of a home at a time. Raises DeadlineExceeded."""
-    fd = os.open(place.run / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(at.run / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _LOCK_S
@@ -84,7 +84,7 @@ async def locked(place: Settings) -> AsyncIterator[None]:
             except BlockingIOError:
                 if loop.time() > deadline:
                     raise errors.DeadlineExceeded(
-                        f"another `forky up` or `forky down` has held {place.run / 'up.lock'} for {_LOCK_S:.0f} s: "
+                        f"another `forky up` or `forky down` has held {at.run / 'up.lock'} for {_LOCK_S:.0f} s: "
                         "see what it does, or end it"
                     ) from None
                 await asyncio.sleep(_POLL_S)
@@ -93,28 +93,28 @@ async def locked(place: Settings) -> AsyncIterator[None]:
         os.close(fd)
 
 
-async def up(place: Settings, on_progress: OnProgress | None = None) -> None:
+async def up(at: HomePaths, on_progress: OnProgress | None = None) -> None:
     """Starts what does not run, and waits until each serves. Harmless when all run already.
 
     Raises HostUnreachable with the end of its log when a daemon does not start."""
-    make_home(place)
-    async with locked(place):
-        clean_mark(place).unlink(missing_ok=True)
-        await start(place, DAEMONS, on_progress)
+    make_home(at)
+    async with locked(at):
+        clean_mark(at).unlink(missing_ok=True)
+        await start(at, DAEMONS, on_progress)
 
 
-async def start(place: Settings, daemons: tuple[str, ...], on_progress: OnProgress | None = None) -> None:
+async def start(at: HomePaths, daemons: tuple[str, ...], on_progress: OnProgress | None = None) -> None:
     """Starts these daemons if they don't run; the caller holds the lock."""
     for number, daemon in enumerate(daemons):
         if on_progress is not None:
             on_progress(model.Progress(f"starting the {daemon}", number, len(daemons)))
-        log_file = place.logs / f"{daemon}.log"
+        log_file = at.logs / f"{daemon}.log"
         began = log_file.stat().st_size if log_file.exists() else 0
-        child = None if running_pid(place.pid_file(daemon)) is not None else _spawn(place, daemon, log_file)
-        await _serving(place, daemon, child, began)
+        child = None if running_pid(at.pid_file(daemon)) is not None else _spawn(at, daemon, log_file)
+        await _serving(at, daemon, child, began)
 
 
-def _spawn(place: Settings, daemon: str, log_file: Path) -> subprocess.Popen[bytes]:
+def _spawn(at: HomePaths, daemon: str, log_file: Path) -> subprocess.Popen[bytes]:
     """A daemon in a session of its own, away from our terminal and its Ctrl-C."""
     _started[:] = [child for child in _started if child.poll() is None]
     fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -125,7 +125,7 @@ def _spawn(place: Settings, daemon: str, log_file: Path) -> subprocess.Popen[byt
             stdout=fd,
             stderr=fd,
             cwd="/",
-            env={**os.environ, "FORKY_HOME": str(place.home)},
+            env={**os.environ, "FORKY_HOME": str(at.home)},
             start_new_session=True,
         )
     finally:
@@ -134,29 +134,29 @@ def _spawn(place: Settings, daemon: str, log_file: Path) -> subprocess.Popen[byt
     return child
 
 
-async def _serving(place: Settings, daemon: str, child: subprocess.Popen[bytes] | None, began: int) -> None:
+async def _serving(at: HomePaths, daemon: str, child: subprocess.Popen[bytes] | None, began: int) -> None:
     """Waits until the daemon says that it serves. `began`: where in its log this start begins."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_S
-    while not await is_healthy(place.socket(daemon), timeout_s=2.0):
+    while not await is_healthy(at.socket(daemon), timeout_s=2.0):
         # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
-        if child is not None and child.poll() is not None and running_pid(place.pid_file(daemon)) is None:
+        if child is not None and child.poll() is not None and running_pid(at.pid_file(daemon)) is None:
             raise errors.HostUnreachable(
-                f"the {daemon} did not start (exit code {child.returncode}): {_tail(place, daemon, began)}"
+                f"the {daemon} did not start (exit code {child.returncode}): {_tail(at, daemon, began)}"
             )
         if loop.time() > deadline:
             if child is not None and child.poll() is None:
                 child.terminate()
             raise errors.HostUnreachable(
-                f"the {daemon} does not answer on {place.socket(daemon)} after {_START_S:.0f} s: "
-                f"{_tail(place, daemon, began)}"
+                f"the {daemon} does not answer on {at.socket(daemon)} after {_START_S:.0f} s: "
+                f"{_tail(at, daemon, began)}"
             )
         await asyncio.sleep(_POLL_S)
 
 
-def _tail(place: Settings, daemon: str, began: int) -> str:
+def _tail(at: HomePaths, daemon: str, began: int) -> str:
     """The last lines that this start wrote to its log, and where the others are."""
-    log_file = place.logs / f"{daemon}.log"
+    log_file = at.logs / f"{daemon}.log"
     with log_file.open("rb") as file:
         file.seek(max(began, log_file.stat().st_size - 8192))
         lines = file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
@@ -165,18 +165,18 @@ def _tail(place: Settings, daemon: str, began: int) -> str:
     return f"the end of {log_file}:\n  " + "\n  ".join(lines)
 
 
-async def status(place: Settings) -> Status:
+async def status(at: HomePaths) -> Status:
     """What runs in the home, without starting anything: the pid files, and the controller's answer if it runs."""
-    pids = {daemon: running_pid(place.pid_file(daemon)) for daemon in DAEMONS}
+    pids = {daemon: running_pid(at.pid_file(daemon)) for daemon in DAEMONS}
     here = Status(
-        home=place.home,
+        home=at.home,
         controller=_daemon(pids["controller"]),
         hostd=_daemon(pids["hostd"]),
         pager=_daemon(pids["pager"]),
     )
     if here.controller is None:
         return here
-    socket = place.socket("controller")
+    socket = at.socket("controller")
     async with open_channel(socket) as channel:
         stub = controller_pb2_grpc.ControllerStub(channel)
         try:

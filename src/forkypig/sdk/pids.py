@@ -8,14 +8,13 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 # server.stop gives open calls one second; hostd and the pager close files besides. Past it something hangs.
 TERM_S = 20.0
@@ -75,11 +74,11 @@ async def end(daemon: str, pid_file: Path) -> bool:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGTERM)
         if not await _ended(fd, TERM_S):
-            log.warning("daemon does not end, killing it", daemon=daemon, pid=pid, waited_s=TERM_S)
+            log.warning("the %s (pid %d) has not ended %.0f s after SIGTERM: killing it", daemon, pid, TERM_S)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
             if not await _ended(fd, KILL_S):
-                log.error("daemon does not even end by SIGKILL", daemon=daemon, pid=pid, waited_s=KILL_S)
+                log.error("the %s (pid %d) has not ended %.0f s after SIGKILL", daemon, pid, KILL_S)
     return True
 
 

@@ -16,11 +16,11 @@ _ROOM_BYTES = 2 << 30  # an image, and the overlays of a few machines
 def examine() -> Sequence[Check]:
     """QEMU's programs, FUSE, and the room in the home."""
     try:
-        place = local.settings()
+        place = local.place()
     except errors.InvalidRequest as error:
-        return [Check("settings", Verdict.FAILED, str(error), "correct FORKY_HOME and the other FORKY_* variables")]
+        return [Check("home", Verdict.FAILED, str(error), "correct FORKY_HOME")]
     return [
-        _program(place.qemu, "apt-get install qemu-system-x86"),
+        _program(os.environ.get("FORKY_QEMU") or "qemu-system-x86_64", "apt-get install qemu-system-x86"),
         _program("qemu-img", "apt-get install qemu-utils"),
         _program("fusermount3", "apt-get install fuse3"),
         _fuse(),

@@ -7,64 +7,63 @@ memory still lies in frozen processes.
 
 import asyncio
 import contextlib
+import logging
 from pathlib import Path
 
-import structlog
-
 from forkypig import errors, model
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.home import HomePaths
 from forkypig.sdk import local, pids
 from forkypig.sdk.connection import calls, open_channel
 from forkypig.sdk.pids import running_pid
 from forkypig.v1 import common_pb2, host_pb2_grpc
 from forkypig.wire import convert
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 # hostd says how far it is at every machine and snapshot; one of them may be gigabytes on a slow disk.
 _STEP_S = 600.0
 _UNMOUNT_S = 10.0
 
 
-async def down(place: Settings, on_progress: local.OnProgress | None = None, *, force: bool = False) -> bool:
+async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, force: bool = False) -> bool:
     """Shuts down machines, writes the memory of snapshots to files, ends the daemons. Returns whether any ran.
 
     Raises HostUnreachable or what hostd raised when the machines could not be shut down: then the daemons are left
     as they are, so that nothing is lost, unless `force`."""
-    if not place.run.is_dir():
+    if not at.run.is_dir():
         return False
-    async with local.locked(place):
+    async with local.locked(at):
         in_order = True
-        some_ran = any(running_pid(place.pid_file(daemon)) is not None for daemon in local.DAEMONS)
-        if some_ran or _may_have_machines(place):
+        some_ran = any(running_pid(at.pid_file(daemon)) is not None for daemon in local.DAEMONS)
+        if some_ran or _may_have_machines(at):
             try:
-                await local.start(place, ("pager", "hostd"), on_progress)
-                await _shut_down(place, on_progress)
+                await local.start(at, ("pager", "hostd"), on_progress)
+                await _shut_down(at, on_progress)
             except errors.ForkyError as error:
                 if not force:
                     raise
                 in_order = False
-                log.warning("shutting down in order failed, ending the daemons all the same", error=str(error))
+                log.warning("the machines were not shut down in order, ending the daemons all the same: %s", error)
         for daemon in reversed(local.DAEMONS):
             if on_progress is not None and some_ran:
                 on_progress(model.Progress(f"ending the {daemon}"))
-            some_ran = await pids.end(daemon, place.pid_file(daemon)) or some_ran
-            place.socket(daemon).unlink(missing_ok=True)
-        await _unmount(place.memory)
+            some_ran = await pids.end(daemon, at.pid_file(daemon)) or some_ran
+            at.socket(daemon).unlink(missing_ok=True)
+        await _unmount(at.memory)
         if in_order:
-            local.clean_mark(place).touch(mode=0o600)
+            local.clean_mark(at).touch(mode=0o600)
     return some_ran
 
 
-def _may_have_machines(place: Settings) -> bool:
+def _may_have_machines(at: HomePaths) -> bool:
     """Whether QEMU processes may run although no daemon does."""
-    if local.clean_mark(place).exists():
+    if local.clean_mark(at).exists():
         return False
-    return any(path.is_dir() and any(path.iterdir()) for path in (place.machines, place.snapshots))
+    return any(path.is_dir() and any(path.iterdir()) for path in (at.machines, at.snapshots))
 
 
-async def _shut_down(place: Settings, on_progress: local.OnProgress | None) -> None:
+async def _shut_down(at: HomePaths, on_progress: local.OnProgress | None) -> None:
     """Has hostd end all machines. Raises DeadlineExceeded when it stands still."""
-    socket = place.socket("hostd")
+    socket = at.socket("hostd")
     async with open_channel(socket) as channel:
         call = host_pb2_grpc.HostStub(channel).Shutdown(common_pb2.Empty())
         while True:
@@ -75,7 +74,7 @@ async def _shut_down(place: Settings, on_progress: local.OnProgress | None) -> N
             except TimeoutError as error:
                 raise errors.DeadlineExceeded(
                     f"hostd has not moved on with the shutdown for {_STEP_S:.0f} s: "
-                    f"see {place.logs / 'hostd.log'}, or end it all the same with `forky down --force`"
+                    f"see {at.logs / 'hostd.log'}, or end it all the same with `forky down --force`"
                 ) from error
             if not isinstance(message, common_pb2.Progress):
                 return
@@ -95,7 +94,7 @@ async def _unmount(path: Path) -> None:
     for argv in (["fusermount3", "-u", str(path)], ["umount", "-l", str(path)]):
         if not is_mount(path):
             return
-        log.warning("the pager left its mount behind", path=str(path), unmounting_with=argv[0])
+        log.warning("the pager left its mount %s behind: unmounting it by %s", path, argv[0])
         try:
             child = await asyncio.create_subprocess_exec(
                 *argv, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL

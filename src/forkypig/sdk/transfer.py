@@ -8,6 +8,7 @@ import concurrent.futures
 import errno
 import io
 import posixpath
+import tarfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,14 +160,17 @@ class Transfer:
         """Runs `unpack` in a thread on the archive of `path`."""
         request = agent_pb2.DownloadRequest(machine=self._machine, path=path)
         call = self._stub.Download(request)
+        source = _Source(call)
         try:
-            return await _in_thread(lambda: unpack(_Source(call)), call.cancel)  # type: ignore[arg-type]
-        except (_Broken, errors.InternalError) as error:
+            return await _in_thread(lambda: unpack(source), call.cancel)  # type: ignore[arg-type]
+        except (_Broken, tarfile.TarError) as error:
             # The archive broke off because the call did; the call knows better why.
             if call.done():
                 with calls(self._socket):
                     await call.read()
-            raise errors.InternalError(f"the copy of {path} broke off: {error}") from error
+            raise errors.InternalError(
+                f"the copy of {path} broke off: what the machine sent is no whole archive ({error})"
+            ) from error
         except BrokenPipeError:
             raise  # the caller's own file: whoever read it has gone
         except OSError as error:
@@ -209,11 +213,12 @@ class Transfer:
     async def _send(self, directory: str, pack: Callable[[IO[bytes]], None]) -> Copied:
         """Runs `pack` in a thread, and has the guest unpack in `directory` what it writes."""
         call = self._stub.Upload()
+        sink = _Sink(call)
         try:
             start = agent_pb2.UploadStart(machine=self._machine, directory=directory)
             try:
                 await call.write(agent_pb2.UploadRequest(start=start))
-                await _in_thread(lambda: pack(_Sink(call)), call.cancel)  # type: ignore[arg-type]
+                await _in_thread(lambda: pack(sink), call.cancel)  # type: ignore[arg-type]
                 await call.done_writing()
             except (_Broken, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # the call has ended, and awaiting it tells why

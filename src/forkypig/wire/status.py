@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-import structlog
 
 from forkypig import errors
 
-log = structlog.get_logger()
 _T = TypeVar("_T")
 
 _METADATA_KEY = "forky-error"
@@ -53,7 +51,10 @@ def _with_message(cls: type[errors.ForkyError], message: str) -> errors.ForkyErr
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:
     """Ends a call with what `error` is; a defect of ours is logged and told without its insides."""
     if not isinstance(error, errors.ForkyError):
-        log.error("call failed", exc_info=error)
+        # Imported here, because clients use the other half of this module, and it costs them 100 ms.
+        import structlog
+
+        structlog.get_logger().error("call failed", exc_info=error)
         error = errors.InternalError(f"an unexpected error ({type(error).__name__}): the daemons' logs say more")
     await context.abort(STATUS[type(error)], str(error), ((_METADATA_KEY, type(error).__name__),))
     raise AssertionError("abort() returned")

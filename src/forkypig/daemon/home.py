@@ -1,0 +1,87 @@
+"""Where everything of one instance lies, below one directory. Standard library only: every `forky` command needs it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# A Unix socket's path has at most 107 bytes (unix(7)); the longest that we append is below this.
+_LONGEST_SOCKET_SUFFIX = 40
+
+
+def default_home() -> Path:
+    """/var/lib/forky for root, the user's own data directory for others."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/forky")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "forky"
+
+
+class HomePaths:
+    """The paths below `home`, for whatever has one."""
+
+    home: Path
+
+    @property
+    def run(self) -> Path:
+        """Sockets and pid files; 0700."""
+        return self.home / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def images(self) -> Path:
+        return self.home / "images"
+
+    @property
+    def machines(self) -> Path:
+        """hostd's directory per machine."""
+        return self.home / "machines"
+
+    @property
+    def snapshots(self) -> Path:
+        """hostd's directory per snapshot."""
+        return self.home / "snapshots"
+
+    @property
+    def memory(self) -> Path:
+        """The pager's mount."""
+        return self.home / "memory"
+
+    @property
+    def layers(self) -> Path:
+        """The pager's files with the memory of settled snapshots."""
+        return self.home / "layers"
+
+    @property
+    def database(self) -> Path:
+        return self.home / "controller.db"
+
+    def socket(self, daemon: str) -> Path:
+        """The Unix socket of "controller", "hostd" or "pager"."""
+        return self.run / f"{daemon}.sock"
+
+    def pid_file(self, daemon: str) -> Path:
+        return self.run / f"{daemon}.pid"
+
+    def check(self) -> None:
+        """Raises ValueError, with what to do, when the home can't be used."""
+        if not self.home.is_absolute():
+            raise ValueError(f"FORKY_HOME must be an absolute path, not «{self.home}»")
+        if len(os.fsencode(self.home)) + _LONGEST_SOCKET_SUFFIX > 107:
+            raise ValueError(
+                f"FORKY_HOME «{self.home}» is too long: Unix sockets below it may have 107 bytes; choose a shorter one"
+            )
+
+
+@dataclass(frozen=True)
+class Home(HomePaths):
+    """A home and nothing else: what a client has to know."""
+
+    home: Path
+
+
+def home_from_environment() -> Home:
+    """FORKY_HOME's, or the default one."""
+    named = os.environ.get("FORKY_HOME")
+    return Home(Path(named) if named else default_home())
