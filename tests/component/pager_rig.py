@@ -51,6 +51,17 @@ for line in sys.stdin:
         print(memory[offset:offset + length].hex(), flush=True)
 """
 
+_READER = """
+import os, sys
+try:
+    fd, at, left = os.open(sys.argv[1], os.O_RDONLY), int(sys.argv[2]), int(sys.argv[3])
+    while left and (data := os.pread(fd, min(left, 1 << 20) if left > 0 else 1 << 20, at)):
+        sys.stdout.buffer.write(data)
+        at, left = at + len(data), left - len(data) if left > 0 else left
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
 
 class GuestProcess:
     """A process with guest memory."""
@@ -175,16 +186,8 @@ class Rig:
 
 def read_file(path: Path, offset: int = 0, length: int = -1, timeout_s: float = 20) -> bytes:
     """The content of a file, uncached pages by the pager. Raises OSError, or TimeoutExpired."""
-    code = (
-        "import os,sys\n"
-        "fd=os.open(sys.argv[1],os.O_RDONLY); at=int(sys.argv[2]); left=int(sys.argv[3]); left=left if left>=0 else 1<<60\n"
-        "try:\n"
-        "  while left and (d:=os.pread(fd,min(left,1<<20),at)): sys.stdout.buffer.write(d); at+=len(d); left-=len(d)\n"
-        "except OSError as e: sys.exit(e.errno)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code, str(path), str(offset), str(length)], stdout=subprocess.PIPE, timeout=timeout_s,
-    )  # fmt: skip
+    arguments = [sys.executable, "-S", "-c", _READER, str(path), str(offset), str(length)]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, timeout=timeout_s)
     if done.returncode:
         raise OSError(done.returncode, os.strerror(done.returncode))
     return done.stdout

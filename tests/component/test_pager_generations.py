@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
-from tests.component.pager_rig import PAGE, Model, Rig, running_pager
 
 from forkypig.model import SnapshotId
+from tests.component.pager_rig import PAGE, Model, Rig, running_pager
 
 pytestmark = pytest.mark.skipif("os.geteuid() != 0", reason="FUSE with allow_other needs root")
 SIZE = 5 * 2**20 + 3 * PAGE  # not whole regions

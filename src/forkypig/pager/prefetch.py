@@ -19,7 +19,7 @@ from forkypig.pager.index import PAGE_BYTES, PageRun
 
 # A load ends with EndOfLoad. Where nobody says so (the first load of a template), reads this long after the first
 # one are the guest's.
-_LONGEST_LOAD_S = 0.25
+_LONGEST_LOAD_S = 1.0
 _MOST_PAGES = 2048  # 8 MiB: beyond that it is no load, but a guest that runs
 
 
