@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from forkypig.errors import ForkyError
-from forkypig.images import ImageStore, build_default
+from forkypig.images.debian import build_default
+from forkypig.images.store import ImageStore
 from forkypig.model import Progress
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache/images"

@@ -1,7 +1,7 @@
 """Which QEMU is here, and whether KVM works with it: a KVM that really runs a guest, not only a /dev/kvm that opens.
 
-On some nested hosts /dev/kvm opens, a BIOS and a boot sector run, and then the guest hangs as soon as it enters
-protected mode, or QEMU aborts when it sets an MSR. So a tiny guest is run under KVM that does what a kernel does first
+On some nested hosts /dev/kvm opens, a BIOS runs, and then the guest hangs as soon as it enters protected mode, or QEMU
+aborts when it sets an MSR. So a tiny guest is run under KVM that does what a kernel does first
 (probe_guest.S); where the caller has a kernel, that is started too. The answer is kept per boot of the host, build of
 QEMU and host kernel, because a guest that hangs costs seconds of CPU.
 """
