@@ -61,7 +61,7 @@ async def _measure(sections: list[str], quick: bool) -> Results:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began = time.monotonic()
     async with instance.instance() as here:
-        results = Results(await facts.gather(here.forky))
+        results = Results(await facts.gather(here))
         results.facts["quick"] = quick
         session = Session(here, results, quick, began)
         for name, section in SECTIONS.items():

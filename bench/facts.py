@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.instance import CHECKOUT
+from bench.instance import CHECKOUT, Instance
 from bench.processes import cores
-from forkypig.sdk.client import Forky
 
 _COMMAND_S = 30.0
 
 
-async def gather(forky: Forky) -> dict[str, Any]:
+async def gather(here: Instance) -> dict[str, Any]:
     """Of the host, of QEMU, of the image, of this checkout."""
+    forky, settings = here.forky, here.settings
     status = await forky.status()
     image = (await forky.images())[-1]
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
@@ -32,13 +32,13 @@ async def gather(forky: Forky) -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "qemu": status.qemu_version,
-        "qemu_build": (await _output(forky.settings.qemu, "--version")).partition("\n")[0],
+        "qemu_build": (await _output(settings.qemu, "--version")).partition("\n")[0],
         "accelerator": status.accelerator,
         "accelerator_reason": status.accelerator_reason,
         "image": image.name,
         "image_sha256": image.sha256,
         "guest_kernel": image.kernel,
-        "network": forky.settings.network,
+        "network": settings.network,
     }
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from bench.processes import calm
 from forkypig import errors
+from forkypig.daemon.settings import Settings
 from forkypig.model import SnapshotKind
-from forkypig.sdk import local, shutdown
+from forkypig.sdk import shutdown
 from forkypig.sdk.client import Forky
 from forkypig.sdk.machine import Machine
 
@@ -28,7 +29,7 @@ class Instance:
 
     def __init__(self, forky: Forky) -> None:
         self.forky = forky
-        self.settings = forky.settings
+        self.settings = Settings(home=forky.place.home)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -95,5 +96,5 @@ async def instance(*, settle_after_s: float = NEVER_S) -> AsyncIterator[Instance
 
 async def _end(forky: Forky) -> None:
     await forky.close()
-    await shutdown.down(local.settings(forky.settings.home), force=True)
-    await asyncio.to_thread(shutil.rmtree, forky.settings.home, ignore_errors=True)
+    await shutdown.down(forky.place, force=True)
+    await asyncio.to_thread(shutil.rmtree, forky.place.home, ignore_errors=True)

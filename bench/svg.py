@@ -138,7 +138,13 @@ class Chart:
                 f'<rect x="{x - width / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{base - y:.1f}" '
                 f'fill="{colour}" fill-opacity="0.85"/>'
             )
-            label = _text(x, self._y(max(point.high, point.value)) - 5, f"{point.value:.3g}", anchor="middle", size=11)
+            label = _text(
+                x,
+                self._y(max(point.high, point.value)) - 5,
+                f"{point.value:.0f}" if point.value >= 100 else f"{point.value:.3g}",
+                anchor="middle",
+                size=11,
+            )
             return [bar, whisker, label]
         return [whisker, f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>']
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from forkypig import errors, model
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.home import Home, HomePaths
 from forkypig.sdk import local, shutdown
 from forkypig.sdk.client import Forky
 from forkypig.sdk.machine import Fork, Machine
@@ -90,7 +90,7 @@ def done(text: str) -> None:
 async def daemons() -> AsyncIterator[Forky]:
     """Connects to a home whose daemons run; afterwards all is as it was before."""
     home, temporary = _home()
-    place = local.settings(home)
+    place = local.place(home)
     ran = local.all_run(place)
     forky = Forky(home)
     try:
@@ -102,7 +102,7 @@ async def daemons() -> AsyncIterator[Forky]:
         await asyncio.shield(_end(forky, place, ran, temporary))
 
 
-async def _end(forky: Forky, place: Settings, ran: bool, temporary: bool) -> None:
+async def _end(forky: Forky, place: HomePaths, ran: bool, temporary: bool) -> None:
     await forky.close()
     if not ran:
         with bar("shutting down") as progress:
@@ -116,7 +116,7 @@ def _home() -> tuple[Path, bool]:
     given = os.environ.get("FORKY_HOME")
     home, temporary = Path(given) if given else CACHE / "demo", False
     try:
-        Settings(home=home).check()
+        Home(home).check()
     except ValueError as error:
         if given:
             raise errors.InvalidRequest(str(error)) from error
@@ -124,7 +124,7 @@ def _home() -> tuple[Path, bool]:
     images = home / "images"
     if not images.is_dir():
         (CACHE / "images").mkdir(parents=True, exist_ok=True)
-        local.make_home(Settings(home=home))
+        local.make_home(Home(home))
         images.symlink_to(CACHE / "images")
     return home, temporary
 
