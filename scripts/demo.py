@@ -60,7 +60,7 @@ class Proofs:
 def bar(title: str, total: int | None = None) -> Iterator["Bar"]:
     """A progress bar while the block runs; it pulses where the total is not known."""
     columns = (TextColumn("  {task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress, progress.add_task(title, total=total))
 
 
@@ -129,15 +129,28 @@ def _home() -> tuple[Path, bool]:
     return home, temporary
 
 
+def leftovers(place: HomePaths) -> list[str]:
+    """Daemons, QEMU processes and mounts of a home that was shut down; none if its daemons run."""
+    if local.all_run(place):
+        return []
+    mark, found = os.fsencode(place.home), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            command = (entry / "cmdline").read_bytes()
+            daemon = b"forkypig." in command and b"FORKY_HOME=" + mark + b"\0" in (entry / "environ").read_bytes()
+            if daemon or (b"qemu" in command and mark in command):
+                found.append(f"process {entry.name}")
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    return found + [line.split()[1] for line in mounts if str(place.home) in line]
+
+
 # -- the machine and what runs in it
 
 
 async def prepare(forky: Forky) -> Machine:
     """Image, machine, program. A machine of an earlier run that was cut short goes first."""
     status = await forky.status()
-    done(
-        f"daemons run in {status.home} (QEMU {status.qemu_version}, {status.accelerator}: {status.accelerator_reason})"
-    )
+    done(f"daemons run; QEMU {status.qemu_version.split()[0]} under {(status.accelerator or 'nothing').upper()}")
     there = {image.id for image in await forky.images()}
     with bar("looking for the image") as progress:
         image = await forky.build_image(on_progress=progress.follow)
@@ -160,10 +173,8 @@ async def start_program(pig: Machine) -> State:
         wait = "until [ -S /run/demo.sock ]; do sleep 0.1; done"
         await _run(pig, "sh", "-c", f"{start} {wait}")
         state = await ask(pig)
-    done(
-        f"a program in it holds 20 MiB of random data (SHA-256 {state['table'][:12]}…) and the token "
-        f"{state['token'][:12]}… in memory, and has written {state['journal_bytes']} bytes of journal"
-    )
+    done(f"a program in it holds 20 MiB of random data and the token {state['token'][:8]}… in memory,")
+    console.print(f"  counts ({state['count']} by now), and keeps a journal on disk ({state['journal_bytes']} bytes)")
     return state
 
 
@@ -200,15 +211,15 @@ def check_inherited(proofs: Proofs, before: State, states: list[State]) -> None:
     """What the children have of the parent."""
     everyone = f"all {len(states)} children"
     proofs.check(
-        f"memory: {everyone} hold the token and the 20 MiB that were never written to any file",
+        f"memory: {everyone} hold the token and the same 20 MiB, which no file has",
         all((state["token"], state["table"]) == (before["token"], before["table"]) for state in states),
     )
     proofs.check(
-        f"it is the same program that goes on in {everyone} (pid {before['pid']}), from where it was",
+        f"in {everyone} the same process (pid {before['pid']}) goes on from where it was",
         all(state["pid"] == before["pid"] and state["count"] > before["count"] for state in states),
     )
     proofs.check(
-        f"files: in {everyone} the journal as it was before the fork is the same, to the byte",
+        f"files: {everyone} have the journal of before the fork, to the byte",
         all(state["journal"] == before["journal"] for state in states),
     )
 
@@ -217,7 +228,7 @@ def check_apart(proofs: Proofs, names: list[str], before: State, first: list[Sta
     """What each child has for itself."""
     words = list(WORDS)
     proofs.check(
-        "each child was told another word, and each knows its own alone, in memory and in its journal",
+        "each was told another word and knows that alone, in memory and on disk",
         [state["word"] for state in told] == words
         and [state["told_in_journal"] for state in told] == [[word] for word in words],
     )
@@ -233,7 +244,7 @@ def check_apart(proofs: Proofs, names: list[str], before: State, first: list[Sta
 def check_parent(proofs: Proofs, before: State, after: State) -> None:
     """The parent has noticed nothing."""
     proofs.check(
-        "the parent went on, and nothing of what was told to its children has reached it",
+        "the parent went on, and nothing that its children were told reached it",
         after["count"] > before["count"]
         and (after["token"], after["table"], after["journal"], after["word"], after["told_in_journal"])
         == (before["token"], before["table"], before["journal"], "", []),
@@ -252,7 +263,7 @@ def show_tree(pig: Machine, fork: Fork) -> None:
 
 
 def show_children(fork: Fork, told: list[State], memory_mib: list[float]) -> None:
-    table = Table("child", "ready after", "told", "table now", "count", "/dev/urandom", "host memory")
+    table = Table("child", "ready after", "told", "table now", "count", "urandom", "host memory")
     for number in (1, 4, 6):
         table.columns[number].justify = "right"
     for child, state, mib in zip(fork.children, told, memory_mib, strict=True):
@@ -262,7 +273,7 @@ def show_children(fork: Fork, told: list[State], memory_mib: list[float]) -> Non
             state["word"],
             state["table"][:8] + "…",
             str(state["count"]),
-            state["random"],
+            state["random"][:8] + "…",
             f"{mib:.0f} MiB",
         )
     console.print(table)
@@ -287,10 +298,8 @@ async def demonstrate(forky: Forky) -> bool:
             fork = await pig.fork(CHILDREN)
         children = list(fork.children)
         ready = [child.ready_ms or 0.0 for child in children]
-        done(
-            f"forked while it ran: the parent stood still for [bold]{fork.pause_ms:.1f} ms[/]; the first child was "
-            f"ready after {min(ready):.0f} ms, all {len(children)} after {max(ready):.0f} ms"
-        )
+        done(f"forked while it ran: the parent stood still for [bold]{fork.pause_ms:.1f} ms[/];")
+        console.print(f"  the first child was ready after {min(ready):.0f} ms, all after {max(ready):.0f} ms")
         await pig.refresh()
         proofs.check(
             "parent and children stand on the same snapshot",
@@ -306,8 +315,8 @@ async def demonstrate(forky: Forky) -> bool:
         show_tree(pig, fork)
         show_children(fork, told, memory_mib)
         console.print(
-            f"A child of a machine with {MEMORY_MIB} MiB costs {statistics.median(memory_mib):.0f} MiB of host memory "
-            f"(median PSS, just forked); {CHILDREN} of them {sum(memory_mib):.0f} MiB together."
+            f"A child of this machine of {MEMORY_MIB} MiB costs {statistics.median(memory_mib):.0f} MiB of host memory "
+            f"(PSS),\nall {CHILDREN} together {sum(memory_mib):.0f} MiB."
         )
     finally:
         await asyncio.shield(_remove(forky))
@@ -327,7 +336,10 @@ async def main() -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with daemons() as forky:
         holds = await demonstrate(forky)
-    done("nothing is left running")
+    if left := leftovers(forky.place):
+        console.print(f"  [bold red]✗ FAILED:[/] something is left: {', '.join(left)}")
+        return 1
+    done("nothing is left running" if not local.all_run(forky.place) else "the daemons, which ran before, run on")
     return 0 if holds else 1
 
 
