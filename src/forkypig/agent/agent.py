@@ -375,7 +375,11 @@ class Identity:
 
     def _hostname(self, value: bytes) -> None:
         if "kernel-hostname" not in self._skip:
-            _overwrite("/proc/sys/kernel/hostname", value)
+            # The system call is the shorter way for a child, which inherits the module; a boot does without its import.
+            if "socket" in sys.modules:
+                sys.modules["socket"].sethostname(text(value))
+            else:
+                _overwrite("/proc/sys/kernel/hostname", value)
         _overwrite(f"{self._root}/etc/hostname", value + b"\n")
         path = f"{self._root}/etc/hosts"
         try:
@@ -390,8 +394,12 @@ class Identity:
             _overwrite(f"{self._root}/{directory}/machine-id", value + b"\n")
 
     def _generation(self, value: bytes) -> None:
-        os.makedirs(f"{self._root}/run/forky", exist_ok=True)
-        _overwrite(f"{self._root}/run/forky/generation", value + b"\n")
+        path = f"{self._root}/run/forky/generation"
+        try:
+            _overwrite(path, value + b"\n")
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path))
+            _overwrite(path, value + b"\n")
 
     def clock(self, value: bytes) -> None:
         """Sets the wall clock; `value` is decimal nanoseconds since the epoch."""
@@ -485,7 +493,7 @@ class Agent:
         self.prepared = False
         self.helpers: set[int] = set()  # processes of chores
         self.began = time.monotonic()
-        self.poweroff_asked = False
+        self.poweroff_at = 0.0  # when to power off at the latest, whether the answer has gone out or not; 0: not asked
 
     # -- the loop
 
@@ -494,7 +502,7 @@ class Agent:
         while not self.port.try_open():
             time.sleep(0.02)
         self._attach()
-        while not self.poweroff_asked or self.writing or self.queue:
+        while not self.poweroff_at or ((self.writing or self.queue) and time.monotonic() < self.poweroff_at):
             for fd, events in self.poller.poll(self._timeout_s()):
                 handler = self.handlers.get(fd)
                 if handler is not None:
@@ -705,7 +713,7 @@ class Agent:
                 self.identity.clock(dict(fields)["time-ns"])
                 self._finish(frame.call, ("code", "0"))
             elif op == "poweroff":
-                self.poweroff_asked = True
+                self.poweroff_at = time.monotonic() + 1.0
                 self._finish(frame.call, ("code", "0"))
             else:
                 self._start(frame.call, op, fields)
@@ -910,6 +918,7 @@ class Agent:
         self.prepared = True
         if self.init:
             mount_missing(_LATER)
+            name_kernel()
             configure_network()
         import gc
         import pwd  # noqa: F401
@@ -1276,6 +1285,15 @@ def link_devices() -> None:
             os.symlink(target, f"/dev/{link}")
         except FileExistsError:
             pass
+
+
+def name_kernel() -> None:
+    """The host name of /etc/hostname, unless the host has given one already."""
+    try:
+        if _contents("/proc/sys/kernel/hostname").strip() == b"(none)":
+            _overwrite("/proc/sys/kernel/hostname", _contents("/etc/hostname").strip() or b"localhost")
+    except OSError as error:
+        complain(f"the host name was not set: {error}")
 
 
 def configure_network() -> None:
