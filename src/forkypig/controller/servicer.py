@@ -42,8 +42,7 @@ def answered(method: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
         try:
             return await method(*args, **kwargs)
         except Exception as error:
-            context = args[2]
-            assert isinstance(context, grpc.aio.ServicerContext)
+            context: Any = args[2]  # self, request, context; gRPC's own class is no grpc.aio.ServicerContext
             await abort(context, error)
 
     return call

@@ -164,8 +164,8 @@ def _compare_machines(records: Records, seen: Seen, made: Plan, busy: set[str], 
             made.remove_machines.append(row.id)
         elif here is None or (row.state is MachineState.CREATING and here.state not in _READY):
             _missing(row, here, made)
-        elif here.state is MachineState.REMOVING:
-            continue  # the host says so for a moment only
+        elif here.state in (MachineState.REMOVING, MachineState.CREATING):
+            continue  # the host says so for a moment only (CREATING: a start), and tells what comes after
         elif (current := merge(row, here, known)) != row:
             made.record_machines.append(current)
     taken = {m.name for m in records.machines.values()}

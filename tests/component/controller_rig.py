@@ -1,0 +1,134 @@
+"""Controllers to test: in this process, or as the daemon that it is, to be killed; and a client of either."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from forkypig.controller.app import controller
+from forkypig.daemon.settings import Settings
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc
+from forkypig.v1 import common_pb2 as common
+from forkypig.v1 import controller_pb2 as pb
+from forkypig.wire.status import rpc_errors
+from tests.component.fake_host import FakeHost
+
+
+class Client:
+    """A user's calls, with our errors."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub: Any = controller_pb2_grpc.ControllerStub(channel)
+        self.agent: Any = agent_pb2_grpc.AgentStub(channel)
+
+    async def run(self, name: str = "", **fields: Any) -> common.Machine:
+        return (await self.run_all(name, **fields))[-1].result.machine
+
+    async def run_all(self, name: str = "", **fields: Any) -> list[pb.RunMachineResponse]:
+        with rpc_errors():
+            return [u async for u in self.stub.RunMachine(pb.RunMachineRequest(name=name, **fields), timeout=30)]
+
+    async def fork(self, source: str, count: int = 1, **fields: Any) -> common.ForkResult:
+        with rpc_errors():
+            return await self.stub.Fork(pb.ForkRequest(source=source, count=count, **fields), timeout=30)
+
+    async def call(self, method: str, request: Any = None) -> Any:
+        with rpc_errors():
+            return await getattr(self.stub, method)(request or common.Empty(), timeout=30)
+
+    async def machine(self, method: str, machine: str) -> Any:
+        return await self.call(method, pb.MachineRequest(machine=machine))
+
+    async def machines(self) -> dict[str, common.Machine]:
+        return {m.name: m for m in (await self.call("ListMachines")).machines}
+
+    async def snapshots(self) -> dict[str, common.Snapshot]:
+        return {s.id: s for s in (await self.call("ListSnapshots")).snapshots}
+
+    async def events(self) -> list[str]:
+        return [e.kind for e in (await self.call("ListEvents", pb.ListEventsRequest())).events]
+
+
+async def eventually(condition: Any, timeout_s: float = 10.0) -> Any:
+    """Waits until `await condition()` is true; fails the test when it does not become so."""
+    async with asyncio.timeout(timeout_s):
+        while not (result := await condition()):
+            await asyncio.sleep(0.02)
+    return result
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Client]:
+    """A controller and a client of it."""
+    path = settings.socket("controller")
+    async with controller(settings) as app:
+        server = grpc.aio.server()
+        app.register(server)
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            yield Client(channel)
+        await app.desk.journal.stop()
+        await server.stop(0.5)
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def home() -> Iterator[Settings]:
+    """An instance of its own. Not below pytest's directory: the paths of sockets are short."""
+    with tempfile.TemporaryDirectory(prefix="fp") as directory:
+        made = Settings(home=Path(directory))
+        made.run.mkdir()
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def running_host(settings: Settings) -> AsyncIterator[FakeHost]:
+    fake = FakeHost(settings.socket("hostd"))
+    await fake.start()
+    try:
+        yield fake
+    finally:
+        await fake.stop()
+
+
+class Daemon:
+    """`python -m forkypig.controller`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> asyncio.subprocess.Process:
+        environment = {**os.environ, "FORKY_HOME": str(self._settings.home)}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "forkypig.controller", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        return self.process
+
+    async def kill(self) -> None:
+        """As kill -9 does."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def daemon(settings: Settings) -> AsyncIterator[tuple[Daemon, Client]]:
+    """The daemon as a process, serving; it is killed at the end, if it was not before."""
+    made = Daemon(settings)
+    await made.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{settings.socket('controller')}") as channel:
+            client = Client(channel)
+            await client.stub.GetStatus(common.Empty(), wait_for_ready=True, timeout=20)
+            yield made, client
+    finally:
+        await made.kill()
