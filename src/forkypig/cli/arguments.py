@@ -20,10 +20,12 @@ ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id o
 TAKING_A_COMMAND = ("run", "exec")
 
 
-def size(text: str | int) -> int:
-    """A size in MiB, for typer, which also passes defaults through. Raises BadParameter."""
+def size(text: str) -> int:
+    """A size in MiB, for typer; defaults are None, since numbers would pass through here as text too.
+
+    Raises BadParameter."""
     try:
-        return sizes.mib(str(text))
+        return sizes.mib(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -27,11 +27,11 @@ def run(
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name; one is chosen if none is given.")] = "",
     cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Virtual CPUs.", show_default="1")] = None,
     memory: Annotated[
-        int, typer.Option(parser=size, metavar="SIZE", help="512M, 4G, 1.5G or MiB.", show_default="512M")
-    ] = 0,
+        int | None, typer.Option(parser=size, metavar="SIZE", help="512M, 4G, 1.5G or MiB.", show_default="512M")
+    ] = None,
     disk: Annotated[
-        int, typer.Option(parser=size, metavar="SIZE", help="512M, 4G, 1.5G or MiB.", show_default="4G")
-    ] = 0,
+        int | None, typer.Option(parser=size, metavar="SIZE", help="512M, 4G, 1.5G or MiB.", show_default="4G")
+    ] = None,
     cold_boot: Annotated[bool, typer.Option("--cold-boot", help="Really boot, don't start from the template.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove the machine when COMMAND has ended.")] = False,
     as_json: printing.Json = False,
@@ -54,8 +54,8 @@ def run(
                 image,
                 name=name,
                 cpus=cpus or 0,
-                memory_mib=memory,
-                disk_mib=disk,
+                memory_mib=memory or 0,
+                disk_mib=disk or 0,
                 cold_boot=cold_boot,
                 on_progress=display.on_progress,
             )

@@ -2,7 +2,7 @@
 
 import re
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([MGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _MIB = {"": 1, "M": 1, "G": 1 << 10, "T": 1 << 20}
 _LARGEST_MIB = 1 << 30  # a pebibyte
 
@@ -29,4 +29,4 @@ def human(count: float) -> str:
 
 def human_mib(count: int) -> str:
     """Mebibytes for a person, as `mib` reads them: "512M", "1.5G"."""
-    return f"{count / 1024:g}G" if count >= 1024 else f"{count}M"
+    return f"{count / 1024:g}G" if count >= 1024 and count % 256 == 0 else f"{count}M"

@@ -114,13 +114,18 @@ async def start(at: HomePaths, daemons: tuple[str, ...], on_progress: OnProgress
         await _serving(at, daemon, child, began)
 
 
+def daemon_argv(daemon: str) -> list[str]:
+    """The program of a daemon. -P: nothing is imported from the directory that it starts in."""
+    return [sys.executable, "-P", "-m", f"forkypig.{daemon}"]
+
+
 def _spawn(at: HomePaths, daemon: str, log_file: Path) -> subprocess.Popen[bytes]:
     """A daemon in a session of its own, away from our terminal and its Ctrl-C."""
     _started[:] = [child for child in _started if child.poll() is None]
     fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"forkypig.{daemon}"],
+            daemon_argv(daemon),
             stdin=subprocess.DEVNULL,
             stdout=fd,
             stderr=fd,
