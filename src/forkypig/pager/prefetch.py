@@ -28,19 +28,19 @@ class Recording:
 
     def __init__(self) -> None:
         self.on = False
-        self._pages: set[int] = set()
+        self._pages: dict[int, None] = {}  # an ordered set
         self._until = 0.0
 
     @classmethod
     def of(cls, runs: Iterable[PageRun]) -> "Recording":
         """One that is finished."""
         recording = cls()
-        recording._pages = {page for first, count in runs for page in range(first, first + count)}
+        recording._pages = dict.fromkeys(page for first, count in runs for page in range(first, first + count))
         return recording
 
     def start(self, pushed: Iterable[PageRun]) -> None:
         """Begins. Pages that are pushed ahead are not asked for, but belong to the list."""
-        self._pages = {page for first, count in pushed for page in range(first, first + count)}
+        self._pages = dict.fromkeys(page for first, count in pushed for page in range(first, first + count))
         self._until = 0.0
         self.on = True
 
@@ -51,16 +51,16 @@ class Recording:
         if now_s > self._until or len(self._pages) + len(pages) > _MOST_PAGES:
             self.on = False
             return
-        self._pages.update(pages)
+        self._pages.update(dict.fromkeys(pages))
 
     def stop(self) -> None:
         self.on = False
 
     @property
     def runs(self) -> tuple[PageRun, ...]:
-        """The pages, as runs in order."""
+        """The pages as runs, in the order in which they were asked for first: a push has to stay ahead of the load."""
         runs: list[PageRun] = []
-        for page in sorted(self._pages):
+        for page in self._pages:
             if runs and runs[-1][0] + runs[-1][1] == page:
                 runs[-1] = (runs[-1][0], runs[-1][1] + 1)
             else:

@@ -43,6 +43,7 @@ class Store:
         self._completing: dict[str, asyncio.Task[None]] = {}
         self._settling: dict[str, Settling] = {}
         self._pusher = ThreadPoolExecutor(1, "push")
+        self._pusher.submit(int)  # starts the thread: hostd raises the priority of those that are there at a split
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_touched: dict[int, tuple[PageRun, ...]] = {}  # by size: for snapshots without a parent
 
@@ -254,6 +255,10 @@ class Store:
             raise NotPossibleNow(f"{snapshot.id} can't be settled: a process that holds its memory has ended")
         for number in sorted(snapshot.names - {snapshot.layer.number}):
             # An index on disk may name only layers on disk, so the ancestors go first.
+            if self.layers[number].source is None:
+                raise NotPossibleNow(
+                    f"{snapshot.id} can't be settled: it needs {self.layers[number].snapshot}, which is lost"
+                )
             ancestor = self.snapshots.get(self.layers[number].snapshot)
             if ancestor is not None and ancestor.state is not State.SETTLED:
                 await (await self.settle(ancestor.id)).done()

@@ -1,0 +1,86 @@
+"""Small decisions of the pager: which mapping holds guest memory, what a load touched, what the copier writes."""
+
+import os
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forkypig.pager import copier
+from forkypig.pager.frozen import find_mapping
+from forkypig.pager.prefetch import Recording
+
+MAPS = """\
+55d0c0000000-55d0c0001000 r--p 00000000 fe:00 12 /usr/bin/qemu
+7f0000000000-7f0000100000 rw-p 00000000 00:27 5                          /home/f/memory/s-0/memory
+7f0000100000-7f0000200000 rw-p 00100000 00:27 5                          /home/f/memory/s-0/memory
+7f0000300000-7f0000400000 rw-s 00200000 00:01 77 /memfd:memory-backend-memfd (deleted)
+7f0000400000-7f0000500000 rw-s 00700000 00:01 77 /memfd:memory-backend-memfd (deleted)
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]
+"""
+
+
+def test_a_mapping_that_the_kernel_split_is_one() -> None:
+    found = find_mapping(MAPS, 0x7F0000000000, 0x200000)
+    assert found is not None
+    assert (found.start, found.end, found.shared, found.offset, found.inode) == (
+        0x7F0000000000,
+        0x7F0000200000,
+        False,
+        0,
+        5,
+    )
+
+
+def test_a_shared_mapping_tells_where_in_the_file_it_begins() -> None:
+    found = find_mapping(MAPS, 0x7F0000300000, 0x100000)
+    assert found is not None
+    assert (found.shared, found.offset, found.path) == (True, 0x200000, "/memfd:memory-backend-memfd (deleted)")
+
+
+def test_neighbours_that_do_not_continue_each_other_are_not_one() -> None:
+    assert find_mapping(MAPS, 0x7F0000300000, 0x200000) is None
+
+
+def test_what_is_not_covered_whole_is_not_found() -> None:
+    assert find_mapping(MAPS, 0x7F0000000000, 0x300000) is None
+    assert find_mapping(MAPS, 0x1000, 0x1000) is None
+
+
+def test_a_recording_keeps_the_order_of_asking_and_what_was_pushed() -> None:
+    recording = Recording()
+    recording.start([(100, 2)])
+    recording.add(8 * 4096, 2 * 4096, now_s=1.0)
+    recording.add(0, 4096, now_s=1.1)
+    recording.add(8 * 4096, 4096, now_s=1.2)
+    assert recording.runs == ((100, 2), (8, 2), (0, 1))
+    assert Recording.of(recording.runs).runs == recording.runs
+
+
+def test_what_comes_long_after_the_first_read_is_the_guests() -> None:
+    recording = Recording()
+    recording.start([])
+    recording.add(0, 4096, now_s=50.0)
+    recording.add(4096 * 9, 4096, now_s=60.0)
+    assert recording.runs == ((0, 1),)
+    assert not recording.on
+
+
+@settings(deadline=None)  # time on a busy host says nothing
+@given(st.lists(st.sampled_from([bytes(4096), b"\1" * 4096, bytes(4095) + b"\2"]), min_size=1, max_size=20))
+def test_the_copier_writes_all_and_leaves_zero_pages_as_holes(pages: list[bytes]) -> None:
+    data = b"".join(pages)
+    target = os.memfd_create("layer")
+    try:
+        os.ftruncate(target, len(data) + 4096)
+        copier.write_without_zeros(target, data, 4096)
+        assert os.pread(target, len(data), 4096) == data
+        written = os.fstat(target).st_blocks * 512
+        assert written == 4096 * sum(any(page) for page in pages)
+    finally:
+        os.close(target)
+
+
+def test_the_copier_is_a_program_of_the_standard_library() -> None:
+    """It is started by its path, isolated: an import of ours would fail there."""
+    assert "forkypig" not in Path(copier.__file__).read_text()
