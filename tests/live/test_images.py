@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.errors import NotPossibleNow
+from forkypig.guest.calls import ExecSpec, Exited, Output
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.images import apt
 from forkypig.images.debian import build_default
@@ -84,23 +85,35 @@ async def test_the_image_is_small_whole_and_built_only_once(image: Image) -> Non
     assert seen == []
 
 
+async def output(channel: GuestChannel, script: str) -> str:
+    """What a shell script in the guest prints; it must succeed."""
+    out = b""
+    async for event in await channel.exec(ExecSpec(argv=["sh", "-ec", script], timeout_s=60)):
+        if isinstance(event, Output):
+            out += event.data
+        elif isinstance(event, Exited):
+            assert event.code == 0, f"{script}: {event.code}\n{out.decode()}"
+    return out.decode().strip()
+
+
 async def test_the_image_boots_its_agent(image: Image, tmp_path: Path) -> None:
     files = ImageStore(IMAGES).files(image.id)
     async with booted(files, tmp_path) as (channel, console):
-        read = channel.download
-        kernel = b"".join([part async for part in read("/proc/sys/kernel/osrelease")]).decode().strip()
-        assert kernel == image.kernel
-        init = b"".join([part async for part in read("/proc/1/cmdline")])
-        assert b"/usr/lib/forky/agent.pyc" in init
-        mounts = b"".join([part async for part in read("/proc/mounts")]).decode().splitlines()
-        kinds = {line.split()[1]: line.split()[2] for line in mounts}
-        assert kinds["/"] == "ext4"
-        for point, kind in (("/dev", "devtmpfs"), ("/proc", "proc"), ("/run", "tmpfs"), ("/dev/pts", "devpts")):
-            assert kinds[point] == kind
-            assert [line.split()[1] for line in mounts].count(point) == 1
+        assert await output(channel, "uname -r; hostname") == f"{image.kernel}\npiglet"
+        assert "/usr/lib/forky/agent.pyc" in await output(channel, "tr '\\0' ' ' </proc/1/cmdline")
+        mounts = [line.split() for line in (await output(channel, "cat /proc/mounts")).splitlines()]
+        wanted = {"/": "ext4", "/dev": "devtmpfs", "/proc": "proc", "/run": "tmpfs", "/dev/pts": "devpts"}
+        assert {fields[1]: fields[2] for fields in mounts if fields[1] in wanted} == wanted
+        assert len({fields[1] for fields in mounts}) == len(mounts)  # nothing is mounted twice
         # The driver that makes a fork reseed the kernel's generator must have found its device.
-        assert await channel.stat("/sys/bus/acpi/drivers/vmgenid")
-        assert await channel.stat("/sys/class/net/eth0")
+        assert await output(channel, "ls -d /sys/bus/acpi/drivers/vmgenid/*:*")
+        assert await output(channel, "cat /sys/class/net/eth0/operstate")
+        await output(channel, "modprobe overlay && modprobe nft_masq && grep -q overlay /proc/filesystems")
+        await output(channel, "python3 -c 'import asyncio, ctypes, lzma, readline, sqlite3, ssl, zoneinfo'")
+        # The overlay has 1 GiB, and so has the file system when it was grown.
+        await output(channel, "resize2fs /dev/vda")
+        assert int(await output(channel, "df --output=size -m / | tail -1")) > 900
+        assert "EXT4-fs error" not in await output(channel, "dmesg")
         assert "Kernel panic" not in console.read_text(errors="replace")
 
 

@@ -5,6 +5,7 @@ deleted. Names that begin with a dot are builds and removals under way.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import secrets
@@ -119,7 +120,8 @@ class ImageStore:
             raise NotFound("image", image[:80], "`forky image ls` lists what there is")
         grave = self.root / f"{REMOVING}{secrets.token_hex(6)}"
         (self.root / image).rename(grave)
-        remove_tree(grave)
+        with contextlib.suppress(FileNotFoundError):  # a build that clears left-overs may be deleting it too
+            remove_tree(grave)
 
     def new_build(self) -> Path:
         """A fresh private directory for a build, on the file system that the images are on."""
@@ -140,7 +142,8 @@ class ImageStore:
         if self.root.is_dir():
             for path in list(self.root.iterdir()):
                 if path.name.startswith((BUILDING, REMOVING)):
-                    remove_tree(path)
+                    with contextlib.suppress(FileNotFoundError):  # a removal in another process goes on
+                        remove_tree(path)
 
     def publish(self, directory: Path, manifest: Manifest) -> Image:
         """Makes a finished build an image. Its files are on the disk before its name is."""
