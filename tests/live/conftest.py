@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from forkypig.sync import Forky
+
 CHECKOUT = Path(__file__).parents[2]
+FORKY = str(Path(sys.executable).with_name("forky"))
 IMAGES = Path(os.environ.get("FORKY_TEST_IMAGES") or CHECKOUT / ".cache/images")
 
 
@@ -27,7 +30,7 @@ class Instance:
     def run(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 240) -> subprocess.CompletedProcess[bytes]:
         """Runs `forky ARGUMENTS`."""
         return subprocess.run(
-            [sys.executable, "-m", "forkypig.cli", *arguments],
+            [FORKY, *arguments],
             env=self.environment,
             input=stdin,
             capture_output=True,
@@ -54,8 +57,11 @@ class Instance:
         return error
 
     def sh(self, machine: str, script: str) -> str:
-        """Runs a shell script in a machine; its output, stripped."""
-        return self.ok("exec", machine, "--", "sh", "-c", script).strip()
+        """Runs a shell script in a machine, by the SDK (a process less than by the command line); its output."""
+        with Forky(home=self.home, start=False) as forky:
+            done = forky.get(machine).exec(["sh", "-c", script])
+        assert done.exit_code == 0, f"{script!r} in {machine}: {done}"
+        return done.stdout.decode().strip()
 
     def pid(self, daemon: str) -> int:
         """The pid of a daemon."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.hostd.faults import FORK_STEPS
-from tests.live.conftest import Instance
+from tests.live.conftest import FORKY, Instance
 
 # After these the parent has split already: its successor runs, and only the children are still to come.
 _AFTER_THE_SPLIT = {"record", *(step for step in FORK_STEPS if step.startswith("child-"))}
@@ -119,7 +119,7 @@ def test_a_qemu_that_dies_is_told_and_the_others_go_on(forky: Instance, parent: 
 
 def test_a_fork_that_is_interrupted_leaves_nothing_half_made(forky: Instance, parent: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "forkypig.cli", "fork", parent, "-n", "6", "--name", "int"], env=forky.environment
+        [FORKY, "fork", parent, "-n", "6", "--name", "int"], env=forky.environment
     )
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
@@ -137,7 +137,7 @@ def test_a_fork_that_is_interrupted_leaves_nothing_half_made(forky: Instance, pa
 def test_a_machine_that_is_removed_while_it_is_forked(forky: Instance, parent: str) -> None:
     child = forky.json("fork", parent, "-n", "1")["children"][0]["name"]
     forking = subprocess.Popen(
-        [sys.executable, "-m", "forkypig.cli", "fork", child, "-n", "2", "--name", "late"],
+        [FORKY, "fork", child, "-n", "2", "--name", "late"],
         env=forky.environment,
         stderr=subprocess.PIPE,
     )

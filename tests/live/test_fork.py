@@ -1,9 +1,10 @@
 """Forking for real: one instant, N machines, each going its own way."""
 
 import json
+import subprocess
 import time
 
-from tests.live.conftest import Instance
+from tests.live.conftest import FORKY, Instance
 
 # Holds state in memory and in a file, and goes on counting: what a fork must carry over, to the byte.
 COUNTER = """
@@ -128,14 +129,11 @@ def test_paused_children(clean: Instance) -> None:
 
 def test_an_open_exec_goes_on_over_a_fork(clean: Instance) -> None:
     """Output of a command in the parent is neither lost nor doubled by the forks that happen meanwhile."""
-    import subprocess
-    import sys
-
     forky = clean
     forky.ok("run", "--name", "x")
     script = "import sys, time\nfor i in range(3000):\n print(i, flush=True)\n time.sleep(0.001)"
     reader = subprocess.Popen(
-        [sys.executable, "-m", "forkypig.cli", "exec", "x", "--", "python3", "-c", script],
+        [FORKY, "exec", "x", "--", "python3", "-c", script],
         env=forky.environment,
         stdout=subprocess.PIPE,
     )

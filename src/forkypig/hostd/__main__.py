@@ -39,6 +39,10 @@ async def run(settings: Settings) -> None:
     except ForkyError as error:
         log.warning("no usable QEMU", error=str(error))
     async with PagerClient(settings.socket("pager")) as pager:
+        try:
+            await pager.daemon()  # its pid is needed for the priority of splits
+        except ForkyError as error:
+            log.warning("no pager", error=str(error))
         host = Host(settings, build, chosen, pager)
         await adopt(host)
         services = (host_pb2.DESCRIPTOR.services_by_name["Host"], agent_pb2.DESCRIPTOR.services_by_name["Agent"])

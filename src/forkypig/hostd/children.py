@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, MachineFailed, ResourceExhausted
 from forkypig.guest.channel import GuestChannel, Identity
@@ -22,6 +24,8 @@ from forkypig.qemu.process import last_words
 
 if TYPE_CHECKING:
     from forkypig.hostd.host import Host
+
+log = structlog.get_logger()
 
 # The guest's own work takes 0.1 s under TCG when the host is idle; a hundred children on two cores share it.
 HANDSHAKE_TIMEOUT_S = 60.0
@@ -85,10 +89,17 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, *, pause
     """Makes one child ready. On failure nothing of it is left but its record, which the caller drops."""
     async with contextlib.AsyncExitStack() as undo:
         async with host.births:
+            started = time.perf_counter()
             shell = host.pool.take(record.snapshot.id) or await host.maker.for_snapshot(
                 record, host.memory_path(record.snapshot.id)
             )
             undo.push_async_callback(shell.discard)
+            log.info(
+                "child has a shell",
+                machine=live.id,
+                waited_ms=_ms(began, started),
+                shell_ms=_ms(started, time.perf_counter()),
+            )
             channel = await _load(live, shell, undo)
             if paused:
                 await split.stop(shell.process)
@@ -124,18 +135,27 @@ async def _load(live: LiveMachine, shell: Shell, undo: contextlib.AsyncExitStack
         )
     )
     ended = asyncio.create_task(shell.process.ended.wait())
+    began = time.perf_counter()
     try:
         await split.load(shell.process, paused=False)
+        loaded = time.perf_counter()
         faults.reach("child-handshake")
         await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not greeting.done():
             raise MachineFailed(f"child «{live.name}» died before it was ready: {last_words(shell.process.directory)}")
         await greeting
+        log.info(
+            "child is ready", machine=live.id, load_ms=_ms(began, loaded), handshake_ms=_ms(loaded, time.perf_counter())
+        )
     finally:
         ended.cancel()
         greeting.cancel()
         await asyncio.wait({greeting})
     return channel
+
+
+def _ms(begin: float, end: float) -> float:
+    return round((end - begin) * 1000, 1)
 
 
 async def bear_all(
