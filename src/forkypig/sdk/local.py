@@ -143,7 +143,7 @@ async def _serving(at: HomePaths, daemon: str, child: subprocess.Popen[bytes] | 
     """Waits until the daemon says that it serves. `began`: where in its log this start begins."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_S
-    while not await is_healthy(at.socket(daemon), timeout_s=2.0):
+    while not (_has_socket(at, daemon) and await is_healthy(at.socket(daemon), timeout_s=2.0)):
         # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
         if child is not None and child.poll() is not None and running_pid(at.pid_file(daemon)) is None:
             raise errors.HostUnreachable(
@@ -157,6 +157,11 @@ async def _serving(at: HomePaths, daemon: str, child: subprocess.Popen[bytes] | 
                 f"{_tail(at, daemon, began)}"
             )
         await asyncio.sleep(_POLL_S)
+
+
+def _has_socket(at: HomePaths, daemon: str) -> bool:
+    """Asked before gRPC is: its attempts to connect to nothing take time from the daemon that is starting."""
+    return at.socket(daemon).exists()
 
 
 def _tail(at: HomePaths, daemon: str, began: int) -> str:
