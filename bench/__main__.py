@@ -84,12 +84,15 @@ def _write(results: Results, out: Path) -> None:
 
 def _print(results: Results) -> None:
     console = Console()
+    if not console.is_terminal:  # 80 columns, which rich takes for a pipe, would cut the figures
+        console = Console(width=140)
     for table in tables(results):
         drawn = Table(title=table.title, title_justify="left")
         for column in table.columns:
-            drawn.add_column(column, justify="left" if column in ("what", "asked", "found") else "right")
+            number = column in ("p50", "p90", "p99", "min", "max", "IQR", "n")
+            drawn.add_column(column, justify="right" if number else "left", no_wrap=number)
         for row in table.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*(cell.replace("**", "") for cell in row))
         console.print(drawn)
     for note in results.notes:
         console.print(note)

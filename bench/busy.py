@@ -34,6 +34,7 @@ async def settling(session: Session) -> None:
         with watching(machine.info.qemu_pid) as watch:
             await other.start_program(machine, "rewriter", "256")
             await other.start_program(machine, "ticker")
+            await watch.ticking()
             splits = await split_often(machine, session.times(20, 5), watch, passes=1)
         record(inner, SETTLING, splits, dirty_mib=256)
         settled = sum(snapshot.settled for snapshot in await other.forky.snapshots())

@@ -1,5 +1,6 @@
 """Sees from the host how a guest gets on: the ticks that it prints on its console, timed by the host's clock."""
 
+import asyncio
 import bisect
 import contextlib
 import itertools
@@ -14,6 +15,8 @@ from forkypig.errors import DeadlineExceeded
 _TICK, _PASS = b"\x01", b"\x02"
 # Half of a tick: a stall is seen at most this much too long.
 _POLL_S = 0.0005
+_SOME_TICKS = 50
+_START_S = 60.0
 
 
 class ConsoleWatch:
@@ -42,6 +45,15 @@ class ConsoleWatch:
         self._ending.set()
         self._thread.join()
         os.close(self._fd)
+
+    async def ticking(self) -> None:
+        """Waits until the ticker ticks. Raises DeadlineExceeded: under TCG on a busy host Python starts in seconds."""
+        wanted = len(self._ticks) + _SOME_TICKS
+        deadline = time.monotonic() + _START_S
+        while len(self._ticks) < wanted:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("the guest's ticker does not start: look at /root/ticker.err in the machine")
+            await asyncio.sleep(0.02)
 
     @property
     def passes(self) -> int:

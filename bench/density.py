@@ -8,6 +8,7 @@ from bench.session import Session
 from forkypig.sdk.machine import Machine
 
 SECTION = "density"
+PARTS = ("guest pages of its own", "guest pages shared", "translated code", "the rest of QEMU")
 _IDLE_S = 5.0  # its agent's last work after the fork is done by then
 _TOUCHED_MIB = 64
 
@@ -34,8 +35,13 @@ def _record(session: Session, state: str, children: tuple[Machine, ...]) -> None
     found = [memory(child.info.qemu_pid) for child in children if child.info.qemu_pid is not None]
     labels: dict[str, str | int] = {"state": state, "siblings": len(children)}
     session.tell(session.results.add(SECTION, "PSS", "MiB", [each.pss_mib for each in found], **labels))
-    session.results.add(SECTION, "anonymous part", "MiB", [each.anonymous_mib for each in found], **labels)
-    session.results.add(SECTION, "file part", "MiB", [each.file_mib for each in found], **labels)
+    for part, samples in (
+        (PARTS[0], [each.guest_own_mib for each in found]),
+        (PARTS[1], [each.guest_shared_mib for each in found]),
+        (PARTS[2], [each.code_mib for each in found]),
+        (PARTS[3], [each.rest_mib for each in found]),
+    ):
+        session.results.add(SECTION, part, "MiB", samples, **labels)
 
 
 async def _touch(session: Session, child: Machine) -> None:

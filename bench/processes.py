@@ -24,22 +24,47 @@ def cpu_ms(pid: int) -> float:
         return 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Memory:
-    """Proportional set size: pages shared by n processes count a nth. In MiB."""
+    """Proportional set size of a QEMU process, in MiB: pages that n processes share count a nth."""
 
-    pss_mib: float
-    anonymous_mib: float
-    file_mib: float
+    guest_own_mib: float = 0.0  # guest memory that it has written to: pages of its own
+    guest_shared_mib: float = 0.0  # its part of guest memory that it shares with its siblings
+    code_mib: float = 0.0  # what TCG has translated
+    rest_mib: float = 0.0  # QEMU's own
+
+    @property
+    def pss_mib(self) -> float:
+        """All of it."""
+        return self.guest_own_mib + self.guest_shared_mib + self.code_mib + self.rest_mib
 
 
 def memory(pid: int) -> Memory:
-    """Of a process. Raises OSError when it is gone, or not ours to see."""
-    found: dict[str, float] = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, _, rest = line.partition(":")
-        found[name] = int(rest.split()[0]) / 1024
-    return Memory(found["Pss"], found.get("Pss_Anon", 0.0), found.get("Pss_File", 0.0) + found.get("Pss_Shmem", 0.0))
+    """Of the QEMU process of a child. Raises OSError when it is gone, or not ours to see."""
+    found = Memory()
+    header: list[str] = []
+    pss = 0.0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        fields = line.split()
+        if "-" in fields[0]:
+            header = fields
+        elif fields[0] == "Pss:":
+            pss = int(fields[1]) / 1024
+        elif fields[0] == "Anonymous:":
+            _add(found, header, pss, int(fields[1]) / 1024)
+    return found
+
+
+def _add(found: Memory, header: list[str], pss: float, anonymous: float) -> None:
+    """One mapping: address range, permissions, offset, device, inode and, if it has one, the path."""
+    path = header[5] if len(header) > 5 else ""
+    if path.endswith("/memory"):  # the pager's file
+        found.guest_own_mib += anonymous
+        found.guest_shared_mib += max(0.0, pss - anonymous)
+    elif header[1].startswith("rwx"):
+        found.code_mib += pss
+    else:
+        found.rest_mib += pss
 
 
 def available_mib() -> float:

@@ -8,6 +8,19 @@ from bench.results import Measure, Results
 from bench.targets import Target, evaluate
 
 _SPREAD = ("p50", "p90", "p99", "min", "max", "IQR", "n")
+_WORDS = {
+    "memory_mib": "{} MiB",
+    "dirty_mib": "{} MiB rewritten",
+    "generation": "generation {}",
+    "neighbours": "{} neighbours",
+    "spinning_vcpus": "{} spinning vCPUs",
+    "children": "{} children",
+    "spent_by": "by {}",
+    "shells": "{} started",
+    "siblings": "{} alive",
+    "held_mib": "{} MiB held",
+    "splits": "{} splits",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +41,22 @@ def tables(results: Results) -> list[Table]:
             results,
             "The parent's pause, by memory size and by how much of it is rewritten all the time",
             pause.SECTION,
-            ("memory_mib", "dirty_mib"),
             "«pause» is from the first command of the split to the successor running, by hostd's clock. «stall» is the "
             "longest time without a tick of a guest program that ticks every millisecond, by the host's clock; "
             "«largest gap without a fork» is the same in the 250 ms before.",
         ),
-        _measures(results, "By generation: child of a child of a child", generations.SECTION, ("generation",)),
-        _measures(results, "One machine forked again and again", generations.REPEATED, ()),
-        _measures(results, "With all cores busy in other machines", busy.SECTION, ("neighbours", "spinning_vcpus")),
-        _measures(results, "While earlier snapshots are written to files", busy.SETTLING, ("dirty_mib",)),
-        _measures(results, "Time to ready", ready.SECTION, ("children", "spent_by")),
-        _measures(results, "The floor: starting QEMU", floor.SECTION, ("shells",)),
-        _measures(results, "Host memory of children", density.SECTION, ("state", "siblings")),
-        _measures(results, "Every day", everyday.SECTION, ()),
+        _measures(results, "By generation: child of a child of a child", generations.SECTION),
+        _measures(results, "One machine forked again and again", generations.REPEATED),
+        _measures(results, "With all cores busy in other machines", busy.SECTION),
+        _measures(results, "While earlier snapshots are written to files", busy.SETTLING),
+        _measures(results, "Time to ready", ready.SECTION),
+        _measures(results, "The floor: starting QEMU", floor.SECTION),
+        _measures(results, "Host memory of children", density.SECTION),
+        _measures(results, "Every day", everyday.SECTION),
         _measures(
             results,
             "The alternatives, on the same guest and host",
             alternatives.SECTION,
-            ("way", "held_mib"),
             "Both QEMUs of a copy are started ahead, its state goes to the page cache and is not forced to the disk, "
             "and nobody takes on an identity: a user's own copy would be slower than this.",
         ),
@@ -62,18 +73,17 @@ def _targets(found: list[Target]) -> Table:
     return Table("Targets", ("what", "asked", "found", "reached", "where it goes"), rows)
 
 
-def _measures(results: Results, title: str, section: str, labels: tuple[str, ...], remark: str = "") -> Table:
+def _measures(results: Results, title: str, section: str, remark: str = "") -> Table:
     found = [measure for measure in results.measures if measure.section == section]
-    rows = [_row(measure, labels) for measure in found]
-    return Table(title, ("what", *labels, "unit", *_SPREAD), rows, remark)
+    return Table(title, ("what", "when", "unit", *_SPREAD), [_row(measure) for measure in found], remark)
 
 
-def _row(measure: Measure, labels: tuple[str, ...]) -> tuple[str, ...]:
+def _row(measure: Measure) -> tuple[str, ...]:
     summary = measure.summary
     spread = (summary.p50, summary.p90, summary.p99, summary.minimum, summary.maximum, summary.iqr)
     return (
         measure.quantity,
-        *(str(measure.labels.get(label, "")) for label in labels),
+        ", ".join(_WORDS.get(label, "{}").format(value) for label, value in measure.labels.items()),
         measure.unit,
         *(f"{value:.1f}" for value in spread),
         str(summary.n),

@@ -118,7 +118,7 @@ def _rest(results: Results) -> Iterator[Target]:
         of = {"state": "idle", "siblings": siblings}
         parts = [
             f"{part} {percentile(results.samples(density.SECTION, part, **of), 0.5):.1f} MiB"
-            for part in ("anonymous part", "file part")
+            for part in density.PARTS
             if results.samples(density.SECTION, part, **of)
         ]
         samples = results.samples(density.SECTION, "PSS", **of)
