@@ -15,6 +15,7 @@ from bench import alternatives, busy, charts, density, everyday, facts, floor, g
 from bench.results import Results
 from bench.session import Section, Session
 from bench.tables import markdown, tables
+from forkypig.daemon import logs
 from forkypig.errors import ForkyError
 
 # In this order: what is measured first must not suffer from what leaves most behind.
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Section] = {
 def main() -> int:
     """0 when everything that was asked for was measured, whether or not the targets are reached."""
     arguments = _arguments()
+    logs.configure("bench", "warning")  # we use parts of hostd ourselves
     try:
         results = asyncio.run(_measure(arguments.only or list(SECTIONS), arguments.quick))
     except ForkyError as error:

@@ -16,6 +16,7 @@ from forkypig.errors import MachineFailed
 from forkypig.guest.calls import ExecSpec, Exited
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.model import Shape
+from forkypig.qemu import priority
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
 from forkypig.qemu.process import Process
 
@@ -99,6 +100,7 @@ class PlainMachine:
         state.touch(mode=0o600)
         copy = await Process.start(self._directory / "copy", _command(self._base, "plain-copy", disk, None))
         try:
+            priority.foreground(copy.pid)
             for process in (self._process, copy):
                 await _prepare(process, mapped_ram=mapped_ram)
             began = time.perf_counter()
@@ -109,6 +111,7 @@ class PlainMachine:
             await self._process.session.execute("cont")
             paused = time.perf_counter()
             await _migrate(copy, state, incoming=True, mapped_ram=mapped_ram)
+            await copy.session.execute("cont")  # the state says that its machine was stopped
             ran = time.perf_counter()
             return Copied((paused - began) * 1000, (ran - began) * 1000, state.stat().st_blocks * 512 / (1 << 20))
         finally:
@@ -137,9 +140,9 @@ async def _prepare(process: Process, *, mapped_ram: bool) -> None:
 
 
 async def _migrate(process: Process, state: Path, *, incoming: bool, mapped_ram: bool) -> None:
-    """To the file, until all is written; or from it, until the vCPUs run."""
+    """To the file, until all is written; or from it, until all is loaded."""
     command = "migrate-incoming" if incoming else "migrate"
-    with process.session.events("MIGRATION", "RESUME") as events, contextlib.ExitStack() as stack:
+    with process.session.events("MIGRATION") as events, contextlib.ExitStack() as stack:
         uri = f"file:{state}"
         if not mapped_ram:  # `file:` came with QEMU 8.2; a descriptor works with all
             fd = os.open(state, (os.O_RDONLY if incoming else os.O_WRONLY) | os.O_CLOEXEC)
@@ -148,9 +151,8 @@ async def _migrate(process: Process, state: Path, *, incoming: bool, mapped_ram:
             uri = "fd:state"
         await process.session.execute(command, {"uri": uri})
         while True:
-            event = await events.next(_MIGRATION_S)
-            status = event["data"]["status"] if event["event"] == "MIGRATION" else event["event"]
+            status = (await events.next(_MIGRATION_S))["data"]["status"]
             if status == "failed":
                 raise MachineFailed(f"{command} of the plain machine failed")
-            if status == ("RESUME" if incoming else "completed"):
+            if status == "completed":
                 return
