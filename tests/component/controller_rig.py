@@ -19,6 +19,9 @@ from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire.status import rpc_errors
 from tests.component.fake_host import FakeHost
 
+# gRPC would wait for a second and more before it tries again.
+_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
+
 
 class Client:
     """A user's calls, with our errors."""
@@ -72,11 +75,13 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
         app.register(server)
         server.add_insecure_port(f"unix:{path}")
         await server.start()
-        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-            yield Client(channel)
-        await app.desk.journal.stop()
-        await server.stop(0.5)
-        path.unlink(missing_ok=True)
+        try:
+            async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+                yield Client(channel)
+        finally:
+            await app.desk.journal.stop()
+            await server.stop(0.5)
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -126,9 +131,10 @@ async def daemon(settings: Settings) -> AsyncIterator[tuple[Daemon, Client]]:
     made = Daemon(settings)
     await made.start()
     try:
-        async with grpc.aio.insecure_channel(f"unix:{settings.socket('controller')}") as channel:
+        async with grpc.aio.insecure_channel(f"unix:{settings.socket('controller')}", options=_OPTIONS) as channel:
             client = Client(channel)
-            await client.stub.GetStatus(common.Empty(), wait_for_ready=True, timeout=20)
+            # Starting Python and importing gRPC takes seconds where every core is taken.
+            await client.stub.GetStatus(common.Empty(), wait_for_ready=True, timeout=50)
             yield made, client
     finally:
         await made.kill()

@@ -266,8 +266,9 @@ async def test_locked_database_is_told_and_gone_through(
     monkeypatch.setattr(engine, "_configure", lambda connection, _timeout: configure(connection, 0.2))
     async with serving(settings) as client:
         await client.run("web")
-        other = sqlite3.connect(settings.database, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
+        other = sqlite3.connect(settings.database, isolation_level=None, check_same_thread=False)
+        # In a thread: a transaction of the controller may have to end first, and it runs in this loop.
+        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
         assert "web" in await client.machines()  # reading goes on
         with pytest.raises(errors.NotPossibleNow, match="locked by another process"):
             await client.fork("web", 1)
