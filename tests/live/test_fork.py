@@ -23,7 +23,7 @@ while True:
 
 def start_counter(forky: Instance, machine: str) -> None:
     forky.ok("exec", machine, "-i", "--", "sh", "-c", "cat > /root/counter.py", stdin=COUNTER.encode())
-    forky.sh(machine, "nohup python3 /root/counter.py >/dev/null 2>&1 & sleep 1; cat /root/state")
+    forky.sh(machine, "nohup python3 /root/counter.py >/dev/null 2>&1 & until [ -s /root/state ]; do sleep 0.1; done")
 
 
 def state(forky: Instance, machine: str) -> tuple[str, int]:
@@ -113,7 +113,7 @@ def test_snapshots_are_forked_later(clean: Instance) -> None:
     tree = forky.ok("tree")
     assert "back-1" in tree
     assert "s" in tree
-    assert "needed by" in forky.fails("rm", "one")
+    assert "stand on it" in forky.fails("rm", "one")
     forky.ok("rm", "back-1", "back-2", "s")
     forky.ok("rm", "one")
 
@@ -178,7 +178,7 @@ while True:
     forky.ok("run", "--name", "w")
     forky.ok("exec", "w", "-i", "--", "sh", "-c", "cat > /root/w.py", stdin=writer.encode())
     forky.ok("exec", "w", "-i", "--", "sh", "-c", "cat > /root/check.py", stdin=check.encode())
-    forky.sh("w", "nohup python3 /root/w.py > /root/err 2>&1 & sleep 2")
+    forky.sh("w", "nohup python3 /root/w.py > /root/err 2>&1 & until [ -s /root/report ]; do sleep 0.1; done")
     machines = ["w"]
     for _ in range(3):
         parent = machines[-1]

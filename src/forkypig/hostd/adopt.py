@@ -50,33 +50,59 @@ async def _finish_split(
 ) -> list[MachineRecord]:
     """hostd died during a split. When the successor has run it is the machine; when not, the old process goes on."""
     snapshot = record.snapshot.id
-    directory = host.settings.home / "qemu"
-    successor_pid = running.get(record.successor)
-    if successor_pid is not None and record.successor_disk is not None:
-        process = await Process.adopt(directory / record.successor, record.successor, successor_pid, connect=True)
-        status = (await process.session.execute("query-status"))["status"]
-        await process.session.close()
-        process.release()
-        if status in ("running", "paused"):
+    try:
+        if await _has_run(host, record, machines, running):
             log.info("split finished", snapshot=snapshot)
             record = replace(record, phase=SnapshotPhase.FROZEN)
             host.save_snapshot(record)
-            return [_on_successor(m, record) if m.machine.id == record.snapshot.machine else m for m in machines]
-    log.info("split undone", snapshot=snapshot)
+            return [_on_successor(m, record) if m.process_id == record.process_id else m for m in machines]
+        log.info("split undone", snapshot=snapshot)
+        await _undo_split(host, record, running)
+    except ForkyError as error:
+        log.error("split could not be taken up", snapshot=snapshot, error=str(error))  # the machine tells its own state
+    return machines
+
+
+async def _has_run(
+    host: "Host", record: SnapshotRecord, machines: list[MachineRecord], running: dict[str, int]
+) -> bool:
+    """Whether the successor of this split has run: its machine is in it or beyond it, or it says so itself."""
+    if not any(m.machine.id == record.snapshot.machine and m.process_id == record.process_id for m in machines):
+        return True  # the machine was written down after the split, only the snapshot was not
+    pid = running.get(record.successor)
+    if pid is None or record.successor_disk is None:
+        return False
+    if processes.is_frozen(pid):
+        return True  # it was split again
+    directory = host.settings.home / "qemu" / record.successor
+    process = await Process.adopt(directory, record.successor, pid, connect=True)
+    try:
+        return (await process.session.execute("query-status"))["status"] in ("running", "paused")
+    finally:
+        await process.session.close()
+        process.release()
+
+
+async def _undo_split(host: "Host", record: SnapshotRecord, running: dict[str, int]) -> None:
+    """Ends the successor and lets the old process go on."""
     await _kill(host, record.successor, running)
     host.maker.parts(record.successor).discard()
-    await host.forget_memory(snapshot)
-    host.drop_snapshot_record(snapshot)
-    if (pid := running.get(record.process_id)) is not None:
-        old = await Process.adopt(directory / record.process_id, record.process_id, pid, connect=False)
-        old.signal(signal.SIGCONT)
-        old.release()
-        old = await Process.adopt(directory / record.process_id, record.process_id, pid, connect=True)
-        if record.was_running:
+    await host.forget_memory(record.snapshot.id)
+    host.drop_snapshot_record(record.snapshot.id)
+    pid = running.get(record.process_id)
+    if pid is None:
+        return
+    directory = host.settings.home / "qemu" / record.process_id
+    frozen = await Process.adopt(directory, record.process_id, pid, connect=False)
+    frozen.signal(signal.SIGCONT)
+    frozen.release()
+    if record.was_running:
+        old = await Process.adopt(directory, record.process_id, pid, connect=True)
+        try:
             await split.resume(old)
-        await old.session.close()
-        old.release()
-    return machines
+        finally:
+            await old.session.close()
+            old.release()
 
 
 def _on_successor(record: MachineRecord, split_off: SnapshotRecord) -> MachineRecord:

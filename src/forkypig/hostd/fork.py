@@ -96,9 +96,7 @@ async def split_machine(host: "Host", live: LiveMachine, new: NewSnapshot) -> tu
     await host.move_channel(live)
     faults.reach("record")
     host.save_snapshot(record)
-    live.standing_on(
-        record.snapshot.id, process_id=successor.parts.process_id, disk=successor.parts.disk, memory=record.snapshot.id
-    )
+    live.save()
     return record, record.snapshot.pause_ms
 
 
@@ -231,6 +229,9 @@ def _take_over(host: "Host", live: LiveMachine, old: Process, successor: Shell, 
     """
     host.unwatch(live)
     live.process = successor.process
+    live.stand_on(
+        record.snapshot.id, process_id=successor.parts.process_id, disk=successor.parts.disk, memory=record.snapshot.id
+    )
     host.watch(live)
     host.keep_frozen(record, old)
     host.end_of_load(record.snapshot.id)

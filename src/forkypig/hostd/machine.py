@@ -11,7 +11,7 @@ import structlog
 from forkypig.errors import Busy, GuestUnresponsive, NotPossibleNow
 from forkypig.guest.channel import GuestChannel
 from forkypig.hostd.records import MachineRecord
-from forkypig.model import Machine, MachineId, MachineState
+from forkypig.model import Machine, MachineId, MachineState, SnapshotId
 from forkypig.qemu.process import Process
 
 log = structlog.get_logger()
@@ -66,9 +66,13 @@ class LiveMachine:
         self.record = replace(self.record, machine=machine, **changes)
         self._save(self)
 
-    def standing_on(self, snapshot: Any, **changes: Any) -> None:
-        """The machine stands on another snapshot now."""
+    def stand_on(self, snapshot: SnapshotId, **changes: Any) -> None:
+        """The machine stands on another snapshot now. Not saved: after a split memory must be right before anything
+        can fail, and the disk may be full."""
         self.record = replace(self.record, machine=replace(self.record.machine, snapshot=snapshot), **changes)
+
+    def save(self) -> None:
+        """Writes the record down and tells the watchers."""
         self._save(self)
 
     @contextlib.contextmanager

@@ -27,6 +27,7 @@ _START_S = 90.0
 _LOCK_S = 300.0  # somebody else's `up` or `down`, which may be writing gigabytes
 _POLL_S = 0.05
 _STATUS_S = 15.0  # the controller itself waits for hostd and the pager
+_CONNECTED_S = 5.0  # the back-off is at most a second
 _TAIL_LINES = 15
 # Daemons are our children until we end; kept here, they are reaped if they end first.
 _started: list[subprocess.Popen[bytes]] = []
@@ -101,6 +102,16 @@ async def up(at: HomePaths, on_progress: OnProgress | None = None) -> None:
     async with locked(at):
         clean_mark(at).unlink(missing_ok=True)
         await start(at, DAEMONS, on_progress)
+        await _connected(at)
+
+
+async def _connected(at: HomePaths) -> None:
+    """Waits until the controller has found hostd: a hostd that was started again is noticed after a back-off. When it
+    is not found the controller says so itself, call by call."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CONNECTED_S):
+            while (await status(at)).hostd_error:
+                await asyncio.sleep(0.05)
 
 
 async def start(at: HomePaths, daemons: tuple[str, ...], on_progress: OnProgress | None = None) -> None:
