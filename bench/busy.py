@@ -35,7 +35,7 @@ async def settling(session: Session) -> None:
             await other.start_program(machine, "rewriter", "256")
             await other.start_program(machine, "ticker")
             await watch.ticking()
-            splits = await split_often(machine, session.times(20, 5), watch, passes=1)
+            splits = await split_often(machine, session.times(20, 3), watch, passes=1)
         record(inner, SETTLING, splits, dirty_mib=256)
         settled = sum(snapshot.settled for snapshot in await other.forky.snapshots())
         session.results.add(SETTLING, "snapshots settled meanwhile", "of all", [settled], splits=len(splits.pause_ms))

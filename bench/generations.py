@@ -12,7 +12,7 @@ async def run(session: Session) -> None:
     """Several chains, so that the host's moods do not look like an effect of the generation."""
     pauses: dict[int, list[float]] = {number: [] for number in range(1, DEEPEST + 1)}
     ready: dict[int, list[float]] = {number: [] for number in range(1, DEEPEST + 1)}
-    for _ in range(session.times(10, 2)):
+    for _ in range(session.times(8, 1)):
         machine = await session.forky.run()
         for generation in range(1, DEEPEST + 1):
             fork = await machine.fork(1)

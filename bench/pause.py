@@ -20,6 +20,6 @@ async def run(session: Session) -> None:
                 if dirty_mib:
                     await session.instance.start_program(machine, "rewriter", str(dirty_mib))
                 await watch.ticking()
-                splits = await split_often(machine, session.times(20, 5), watch, passes=1 if dirty_mib else 0)
+                splits = await split_often(machine, session.times(20, 3), watch, passes=1 if dirty_mib else 0)
             record(session, SECTION, splits, memory_mib=memory_mib, dirty_mib=dirty_mib)
             await session.instance.clear()

@@ -80,7 +80,7 @@ def _busy_and_all() -> tuple[int, int]:
     return sum(fields) - fields[3] - fields[4], sum(fields)
 
 
-async def calm(limit_s: float = 8.0, *, below: float = 0.15) -> None:
+async def calm(limit_s: float = 5.0, *, below: float = 0.15) -> None:
     """Waits until the host's CPUs are busy for less than `below` of half a second, or for `limit_s`: what the last
     section left behind (pools that refill, processes that end) must not count in the next one."""
     deadline = time.monotonic() + limit_s

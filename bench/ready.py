@@ -1,5 +1,6 @@
 """Time to ready for 1, 10 and 50 children, and where that time goes."""
 
+from bench.hostlog import steps_of_children
 from bench.processes import calm, cpu_ms
 from bench.session import Session
 from forkypig.sdk.machine import Fork
@@ -15,6 +16,7 @@ async def run(session: Session) -> None:
         each: list[float] = []
         last: list[float] = []
         spent: dict[str, list[float]] = {}
+        born: set[str] = set()
         for _ in range(times):
             before = _daemons_ms(await session.forky.status())
             fork = await parent.fork(count)
@@ -23,11 +25,14 @@ async def run(session: Session) -> None:
             last.append(max(waits))
             for who, cpu in _spent(before, await session.forky.status(), fork).items():
                 spent.setdefault(who, []).append(cpu)
+            born.update(child.id for child in fork.children)
             for child in fork.children:
                 await child.remove()
             await calm()
         session.results.add(SECTION, "each child ready", "ms", each, children=count)
         session.tell(session.results.add(SECTION, "all children ready", "ms", last, children=count))
+        for step, samples in steps_of_children(session.home / "logs/hostd.log", born).items():
+            session.results.add(SECTION, step, "ms", samples, children=count)
         for who, samples in spent.items():
             session.results.add(SECTION, "CPU time of the fork", "ms", samples, children=count, spent_by=who)
     await session.instance.clear()

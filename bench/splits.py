@@ -1,12 +1,11 @@
 """Splits of a machine, one after another, with what each cost: the pause, its parts, the stall seen from outside."""
 
 import asyncio
-import re
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bench.console import ConsoleWatch
+from bench.hostlog import saved_ms
 from bench.session import Session
 from forkypig.errors import DeadlineExceeded
 from forkypig.sdk.machine import Machine
@@ -71,14 +70,3 @@ def record(session: Session, section: str, splits: Splits, **labels: str | int) 
         results.add(section, "stop and save", "ms", saved.values(), **labels)
         pauses = dict(zip(splits.snapshots, splits.pause_ms, strict=True))
         results.add(section, "freeze and load", "ms", [pauses[name] - part for name, part in saved.items()], **labels)
-
-
-def saved_ms(log: Path, snapshots: set[str]) -> dict[str, float]:
-    """From hostd's log, how long each split took until the device state was saved: the first part of the pause."""
-    found = {}
-    for line in log.read_text(errors="replace").splitlines():
-        if " event=split " in line:
-            fields = dict(re.findall(r"(\w+)=(\S+)", line))
-            if fields["snapshot"] in snapshots:
-                found[fields["snapshot"]] = float(fields["saved_ms"])
-    return found

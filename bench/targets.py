@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import alternatives, busy, density, everyday, floor, generations, pause, ready
+from bench import alternatives, busy, density, everyday, floor, generations, hostlog, pause, ready
 from bench.results import Measure, Results
 from bench.stats import percentile
 
@@ -106,10 +106,16 @@ def _ready(results: Results) -> Iterator[Target]:
 
 
 def _spenders(results: Results, children: int) -> str:
-    """Who used the CPU while so many children were made."""
+    """Which steps took the time while so many children were made, and who used the CPU."""
     spent = results.select(ready.SECTION, "CPU time of the fork", children=children)
     parts = [f"{measure.labels['spent_by']} {measure.summary.p50:.0f} ms" for measure in spent]
-    return "CPU time of one fork: " + ", ".join(parts) if parts else ""
+    steps = [
+        f"{step} {percentile(samples, 0.5):.0f} ms"
+        for step in hostlog.STEPS
+        if (samples := results.samples(ready.SECTION, step, children=children))
+    ]
+    told = [("steps of a child, p50: ", steps), ("CPU time of one fork: ", parts)]
+    return "; ".join(title + ", ".join(found) for title, found in told if found)
 
 
 def _rest(results: Results) -> Iterator[Target]:
