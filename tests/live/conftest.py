@@ -67,6 +67,12 @@ class Instance:
         """The pid of a daemon."""
         return int(self.json("status")[daemon]["pid"])
 
+    def hostd_serves(self) -> bool:
+        """Whether hostd is up and the controller has found it."""
+        with Forky(home=self.home, start=False) as forky:
+            status = forky.status()
+        return status.hostd is not None and not status.hostd_error
+
     def kill9(self, *daemons: str) -> None:
         """Kills daemons and waits until they are gone."""
         pids = [self.pid(daemon) for daemon in daemons]

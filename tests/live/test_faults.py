@@ -25,9 +25,14 @@ def parent(forky: Instance) -> str:
 
 
 def faulty(forky: Instance) -> None:
-    """Replaces hostd by one that can be made to fail."""
-    forky.ok("up")
-    forky.kill9("hostd")
+    """Sees to it that the hostd that runs is one that can be made to fail."""
+    if not forky.processes():
+        forky.ok("up")
+    if "faulty_hostd" in str(forky.processes()):
+        return
+    for pid, command in forky.processes().items():
+        if "forkypig.hostd" in command:
+            os.kill(pid, signal.SIGKILL)
     with (forky.home / "logs/hostd.log").open("ab") as log:
         subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "faulty_hostd.py")],
@@ -37,7 +42,10 @@ def faulty(forky: Instance) -> None:
             stderr=log,
             start_new_session=True,
         )
-    forky.ok("up")  # waits until it serves
+    deadline = time.monotonic() + 60
+    while not forky.hostd_serves():
+        assert time.monotonic() < deadline, forky.explain(forky.run("status"))
+        time.sleep(0.05)
 
 
 def qemus(forky: Instance) -> int:
@@ -56,8 +64,7 @@ def goes_on(forky: Instance, machine: str) -> None:
 def test_a_failure_at_any_step_leaves_the_parent_running_and_nothing_behind(
     forky: Instance, parent: str, step: str
 ) -> None:
-    if "faulty_hostd" not in str(forky.processes()):
-        faulty(forky)
+    faulty(forky)
     before = qemus(forky)
     (forky.home / "fault").write_text(f"raise {step}")
     error = forky.fails("fork", parent, "-n", "2")
@@ -76,7 +83,7 @@ def test_hostd_killed_at_any_step_of_a_fork(forky: Instance, parent: str, step: 
     (forky.home / "fault").write_text(f"kill {step}")
     forky.run("fork", parent, "-n", "1", "--name", f"k-{step}")
     assert not (forky.home / "fault").exists()
-    forky.ok("up")
+    faulty(forky)  # the next hostd: it adopts what is there
     goes_on(forky, parent)
     for machine in forky.json("ps"):
         assert machine["state"] == "running", machine

@@ -110,7 +110,7 @@ async def _connected(at: HomePaths) -> None:
     is not found the controller says so itself, call by call."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CONNECTED_S):
-            while (await status(at)).hostd_error:
+            while (await status(at)).hostd_error:  # noqa: ASYNC110 - another process, nothing to wait on
                 await asyncio.sleep(0.05)
 
 
