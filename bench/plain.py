@@ -18,6 +18,7 @@ from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.model import Shape
 from forkypig.qemu import priority
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
+from forkypig.qemu.disks import aio_engine, chain
 from forkypig.qemu.process import Process
 
 _BOOT_S = 180.0
@@ -124,7 +125,8 @@ def _command(base: Base, process_id: str, disk: Path, boot: DirectBoot | None) -
         process_id=process_id,
         hardware=base.hardware,
         shape=base.shape,
-        disk=disk,
+        disks=chain(disk),
+        aio=aio_engine(),
         console=disk.with_suffix(".log"),
         memory=None,
         boot=boot,

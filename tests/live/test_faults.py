@@ -125,9 +125,7 @@ def test_a_qemu_that_dies_is_told_and_the_others_go_on(forky: Instance, parent: 
 
 
 def test_a_fork_that_is_interrupted_leaves_nothing_half_made(forky: Instance, parent: str) -> None:
-    process = subprocess.Popen(
-        [FORKY, "fork", parent, "-n", "6", "--name", "int"], env=forky.environment
-    )
+    process = subprocess.Popen([FORKY, "fork", parent, "-n", "6", "--name", "int"], env=forky.environment)
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

@@ -13,7 +13,7 @@ _BOOTED = CommandLine(
     process_id="q-00000001",
     hardware=Hardware("pc-q35-7.2", "tcg", "max", "user"),
     shape=Shape(2, 512, 4096),
-    disk=Path("/home/a,b/disks/q.qcow2"),
+    disks=[(Path("/home/a,b/disks/q.qcow2"), "qcow2"), (Path("/s.qcow2"), "qcow2"), (Path("/i.raw"), "raw")],
     console=Path("/c.log"),
     memory=None,
     boot=DirectBoot(Path("/k"), Path("/i"), "console=ttyS0"),
@@ -46,6 +46,15 @@ def test_a_shell_maps_its_memory_privately() -> None:
 
 def test_commas_in_paths_are_doubled() -> None:
     assert any("filename=/home/a,,b/disks/q.qcow2," in a for a in _BOOTED.arguments(_SOCKETS))
+
+
+def test_only_the_top_of_the_disk_is_written_to() -> None:
+    nodes = [a for a in _SHELL.arguments(_SOCKETS) if "node-name=disk" in a]
+    assert nodes == [
+        "driver=raw,node-name=disk2,file=file2,read-only=on",
+        "driver=qcow2,node-name=disk1,file=file1,read-only=on,backing=disk2",
+        "driver=qcow2,node-name=disk0,file=file0,discard=unmap,backing=disk1",
+    ]
 
 
 def test_the_sandbox_is_always_on() -> None:

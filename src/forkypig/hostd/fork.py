@@ -33,7 +33,7 @@ from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Shell
 from forkypig.model import ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
-from forkypig.qemu import memory, priority, split
+from forkypig.qemu import disks, memory, priority, split
 from forkypig.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ async def _prepare(
     await split.offer_state(successor.process, record.devices)
     priority.foreground(successor.process.pid)
     faults.reach("prepare")
+    await asyncio.to_thread(disks.write_back, live.record.disk)
     if live.channel is not None:
         await live.channel.prepare_move(successor.process.directory / "agent.sock")
         undo.callback(live.channel.abandon_move)
@@ -153,6 +154,7 @@ async def _pause(
     began = time.perf_counter()
     if record.was_running:
         await split.stop(old)
+    stopped = time.perf_counter()
     faults.reach("save")
     await split.save(old, record.devices)
     saved = time.perf_counter()
@@ -169,6 +171,7 @@ async def _pause(
         "split",
         machine=live.id,
         snapshot=record.snapshot.id,
+        stopped_ms=round((stopped - began) * 1000, 2),
         saved_ms=round((saved - began) * 1000, 2),
         pause_ms=round((loaded - began) * 1000, 2),
     )

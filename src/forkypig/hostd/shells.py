@@ -15,9 +15,8 @@ from forkypig.errors import ForkyError
 from forkypig.hostd import faults
 from forkypig.hostd.records import SnapshotRecord
 from forkypig.model import Shape, SnapshotId
-from forkypig.qemu import priority, split
+from forkypig.qemu import disks, priority, split
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
-from forkypig.qemu.disks import Overlays
 from forkypig.qemu.process import Process
 
 log = structlog.get_logger()
@@ -69,7 +68,7 @@ class ShellMaker:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.overlays = Overlays(settings.home / "blanks")
+        self.overlays = disks.Overlays(settings.home / "blanks")
 
     def new_parts(self) -> Parts:
         """Fresh names; nothing is made yet."""
@@ -104,8 +103,9 @@ class ShellMaker:
             process_id=parts.process_id,
             hardware=hardware,
             shape=shape,
-            disk=parts.disk,
+            disks=await asyncio.to_thread(disks.chain, parts.disk),
             console=console or parts.console,
+            aio=disks.aio_engine(),
             memory=memory,
             boot=boot,
             paused=paused,

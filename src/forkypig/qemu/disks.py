@@ -7,7 +7,9 @@ where a qemu-img process costs 20 ms of CPU. Source of the layout: docs/interop/
 
 import asyncio
 import contextlib
+import ctypes
 import errno
+import functools
 import os
 import shutil
 import struct
@@ -17,8 +19,17 @@ from forkypig.errors import InternalError, InvalidRequest, MachineFailed, Resour
 
 _QEMU_IMG_TIMEOUT_S = 60.0  # metadata only, but the host may be busy with a hundred shells
 _LONGEST_NAME = 1023  # of a backing file, by the format
+_IO_URING_SETUP = 425  # the number of the system call, on every architecture
 # magic, version, backing_file_offset, backing_file_size: bytes 0 to 19 of the header, big-endian
 _HEADER = struct.Struct(">4sIQI")
+
+
+@functools.cache
+def aio_engine() -> str:
+    """How QEMU should read files here: "io_uring" unless the kernel lacks or forbids it, then "threads"."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(_IO_URING_SETUP, 0, None)  # always refused: EINVAL or EFAULT where there is an io_uring
+    return "threads" if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM, errno.EACCES) else "io_uring"
 
 
 class Overlays:
@@ -52,11 +63,39 @@ class Overlays:
                 new = blank.with_suffix(".new")
                 await _qemu_img(
                     *("create", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", "x" * _LONGEST_NAME),
-                    *("-o", "lazy_refcounts=on"),
                     *(str(new), f"{size_mib}M"),
                 )
                 new.replace(blank)
         return blank
+
+
+def write_back(path: Path) -> None:
+    """Writes a disk's dirty pages out ahead of the pause: `stop` and the save flush it, and wait for what is left."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def chain(top: Path) -> list[tuple[Path, str]]:
+    """An overlay and all that it stands on, the top first, each with its format; read from the headers.
+
+    Only overlays that `Overlays` made: a file that is no qcow2 is the raw image at the bottom.
+    """
+    found: list[tuple[Path, str]] = []
+    path = top
+    while True:
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+            magic, _, offset, size = _HEADER.unpack(header) if len(header) == _HEADER.size else (b"", 0, 0, 0)
+            if magic != b"QFI\xfb":
+                return [*found, (path, "raw")]
+            found.append((path, "qcow2"))
+            if not offset:
+                return found
+            file.seek(offset)
+            path = Path(os.fsdecode(file.read(size)))
 
 
 def _copy(blank: Path, path: Path, backing: bytes) -> None:
