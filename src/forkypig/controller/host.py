@@ -92,11 +92,13 @@ class Host:
         """Everything that is there. Snapshots are asked for last: a machine's snapshot is in the answer then."""
         with host_errors():
             machines = await self.stub.ListMachines(common.Empty(), timeout=QUICK_S)
-            snapshots = await self.stub.ListSnapshots(common.Empty(), timeout=QUICK_S)
-        return Seen(
-            {MachineId(m.id): convert.machine_from_wire(m) for m in machines.machines},
-            {SnapshotId(s.id): convert.snapshot_from_wire(s) for s in snapshots.snapshots},
-        )
+        return Seen({MachineId(m.id): convert.machine_from_wire(m) for m in machines.machines}, await self.snapshots())
+
+    async def snapshots(self) -> dict[SnapshotId, Snapshot]:
+        """The snapshots that are there."""
+        with host_errors():
+            answer = await self.stub.ListSnapshots(common.Empty(), timeout=QUICK_S)
+        return {SnapshotId(s.id): convert.snapshot_from_wire(s) for s in answer.snapshots}
 
     async def watch(self) -> AsyncGenerator[Machine, None]:
         """All machines, then each as it changes; ends only by an error. The one call without a deadline."""

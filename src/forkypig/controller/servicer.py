@@ -4,7 +4,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -21,8 +21,8 @@ from forkypig.controller.images import Images
 from forkypig.controller.journal import ENDING, Caller
 from forkypig.controller.runs import RunRequest, Runs
 from forkypig.controller.store import events, machines, snapshots
-from forkypig.errors import NotPossibleNow
-from forkypig.model import Image, Machine, Progress
+from forkypig.errors import ForkyError, NotPossibleNow
+from forkypig.model import Image, Machine, Progress, Snapshot
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import controller_pb2_grpc, host_pb2
@@ -168,12 +168,27 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     async def ListSnapshots(self, request: common.Empty, context: Context) -> pb.ListSnapshotsResponse:
         async with self._desk.store.read() as tx:
             every = await snapshots.every(tx)
-        return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(s) for s in every])
+        return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(s) for s in await self._as_they_lie(every)])
 
     @answered
     async def GetSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Snapshot:
         async with self._desk.store.read() as tx:
-            return convert.snapshot_to_wire(await find_snapshot(tx, request.snapshot))
+            found = await find_snapshot(tx, request.snapshot)
+        return convert.snapshot_to_wire((await self._as_they_lie([found]))[0])
+
+    async def _as_they_lie(self, rows: Sequence[Snapshot]) -> Sequence[Snapshot]:
+        """The snapshots with where their memory is now, which the host changes by itself; as they were when it can't
+        be asked."""
+        try:
+            seen = await self._desk.host.snapshots()
+        except ForkyError:
+            return rows
+        return [
+            replace(row, settled=seen[row.id].settled, own_memory_bytes=seen[row.id].own_memory_bytes)
+            if row.id in seen
+            else row
+            for row in rows
+        ]
 
     @answered
     async def RemoveSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Empty:

@@ -1,0 +1,46 @@
+"""A full disk: one clear sentence, nothing lost, and all is well again once there is room."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.live.conftest import Instance, new_instance
+
+
+@pytest.fixture
+def small() -> Iterator[Instance]:
+    """An instance whose home is a file system of 96 MiB."""
+    instance = new_instance()
+    images = (instance.home / "images").readlink()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "forky-test", str(instance.home)], check=True)
+    try:
+        (instance.home / "images").symlink_to(images)
+        yield instance
+        instance.ok("rm", "--all")
+        instance.ok("down", "--force")
+    finally:
+        for pid in instance.processes():
+            subprocess.run(["kill", "-9", str(pid)], check=False)
+        subprocess.run(["umount", "-R", "-l", str(instance.home)], check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", str(instance.home)], check=False)
+
+
+def test_a_fork_on_a_full_disk_fails_and_the_parent_goes_on(small: Instance) -> None:
+    forky = small
+    forky.ok("run", "--name", "web")
+    forky.sh("web", "echo kept > /root/kept; sync")
+    filler = forky.home / "filler"
+    with filler.open("wb") as file:
+        try:
+            while file.write(b"x" * (1 << 16)):
+                file.flush()
+        except OSError:
+            pass
+    error = forky.fails("fork", "web", "-n", "2")
+    assert "full" in error or "space" in error, error
+    assert forky.sh("web", "cat /root/kept") == "kept"
+    assert forky.json("inspect", "web")["state"] == "running"
+    filler.unlink()
+    children = [child["name"] for child in forky.json("fork", "web", "-n", "2")["children"]]
+    assert [forky.sh(name, "cat /root/kept") for name in children] == ["kept", "kept"]
