@@ -83,7 +83,7 @@ async def split_machine(host: "Host", live: LiveMachine, new: NewSnapshot) -> tu
     was_running = live.state is MachineState.RUNNING
     async with contextlib.AsyncExitStack() as undo:
         record, successor = await _prepare(host, live, old, new, was_running, undo)
-        with priority.during_split(old.pid, successor.process.pid, *host.split_pids()):
+        with priority.during_split((old.pid, successor.process.pid), host.split_pids()):
             pause_ms = await _pause(host, live, old, successor, record, undo)
         undo.pop_all()
     # The successor runs: from here on it is the machine, whatever else happens.

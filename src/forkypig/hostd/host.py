@@ -29,6 +29,8 @@ from forkypig.qemu.process import Process, last_words
 
 log = structlog.get_logger()
 
+# A daemon is killed some time after it was asked to end; what is in the middle then is taken up by adoption.
+_OPERATIONS_END_S = 5.0
 _MOVE_TIMEOUT_S = 10.0  # the channel itself moves in a millisecond
 
 
@@ -57,6 +59,7 @@ class Host:
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
         self.settling: dict[SnapshotId, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._operations: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[Machine]] = set()
 
     # -- what it runs on -----------------------------------------------------------------------------------------
@@ -312,14 +315,15 @@ class Host:
     # -- tasks ---------------------------------------------------------------------------------------------------
 
     def keep(self, task: asyncio.Task[Any]) -> None:
-        """Holds a task that somebody else awaits, so that it lives when they go away."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Holds an operation that somebody else awaits, so that it goes on to its end when they go away."""
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Runs `work` in the background; what it raises is logged."""
         task = asyncio.create_task(work, name=name)
-        self.keep(task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(self._log_failure)
 
     def _log_failure(self, task: asyncio.Task[Any]) -> None:
@@ -327,7 +331,9 @@ class Host:
             log.error("background task failed", task=task.get_name(), exc_info=task.exception())
 
     async def close(self) -> None:
-        """Lets go of everything; machines and frozen processes go on."""
+        """Lets operations come to their end, then lets go of everything; machines and frozen processes go on."""
+        if self._operations:
+            await asyncio.wait(self._operations, timeout=_OPERATIONS_END_S)
         for settling in self.settling.values():
             settling.cancel()
         await self.pool.close()
