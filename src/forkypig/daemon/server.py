@@ -1,9 +1,11 @@
 """Runs one gRPC server on a Unix socket until SIGTERM, with health, reflection and a locked pid file."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -47,6 +49,14 @@ class PidFile:
             raise AlreadyRunning(path.stem) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps({"pid": os.getpid()}).encode(), 0)
+
+
+def raise_open_files() -> None:
+    """As many open files as the host allows: a machine takes some ten of hostd's, a frozen process three of the
+    pager's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def daemon_message(started_us: int) -> common_pb2.Daemon:

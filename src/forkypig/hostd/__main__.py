@@ -1,15 +1,13 @@
 """`python -m forkypig.hostd`: the per-host daemon."""
 
 import asyncio
-import contextlib
-import resource
 import sys
 
 import grpc
 import structlog
 
 from forkypig.daemon import logs
-from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, serve
+from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
 from forkypig.hostd.adopt import adopt
@@ -54,13 +52,6 @@ async def run(settings: Settings) -> None:
         await serve(settings, "hostd", register, [s.full_name for s in services], before_stop=host.close)
 
 
-def raise_limits() -> None:
-    """As many open files as the host allows: each machine takes some ten descriptors of ours."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main() -> int:
     settings = Settings()
     settings.check()
@@ -70,7 +61,7 @@ def main() -> int:
     except AlreadyRunning:
         print(f"hostd runs already for {settings.home}", file=sys.stderr)
         return 1
-    raise_limits()
+    raise_open_files()
     asyncio.run(run(settings))
     del lock
     return 0

@@ -1,9 +1,7 @@
 """`python -m forkypig.pager`: serves the memory of snapshots until SIGTERM."""
 
 import asyncio
-import contextlib
 import os
-import resource
 import sys
 
 import grpc
@@ -11,7 +9,7 @@ import pyfuse3
 import structlog
 
 from forkypig.daemon import logs
-from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, serve
+from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings
 from forkypig.pager import fuse_loop, mount
 from forkypig.pager.filesystem import FileSystem
@@ -57,13 +55,6 @@ def prepare(settings: Settings) -> None:
     settings.memory.mkdir(mode=0o700, exist_ok=True)
 
 
-def raise_limits() -> None:
-    """Each frozen process takes three descriptors, each layer one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main() -> int:
     settings = Settings()
     settings.check()
@@ -75,7 +66,7 @@ def main() -> int:
     except AlreadyRunning:
         print(f"the pager runs already for {settings.home}", file=sys.stderr)
         return 1
-    raise_limits()
+    raise_open_files()
     prepare(settings)
     asyncio.run(run(settings))
     del lock

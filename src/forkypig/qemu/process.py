@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -239,14 +238,3 @@ def is_frozen(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except OSError:
         return False
-
-
-def wait_until_frozen(pid: int, timeout_s: float = 5.0) -> bool:
-    """Waits, blocking, until a SIGSTOP has taken hold of every thread; True when it has."""
-    with contextlib.suppress(OSError):
-        poll = select.poll()
-        for _ in range(int(timeout_s * 1000)):
-            if is_frozen(pid):
-                return True
-            poll.poll(1)
-    return False
