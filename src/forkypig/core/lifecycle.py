@@ -21,6 +21,7 @@ class Action(Enum):
     RESUME = "resuming"
     STOP = "stopping"
     START = "starting"
+    UPDATE = "updating"
     REMOVE = "removing"
 
 
@@ -32,6 +33,7 @@ ALLOWED: dict[Action, frozenset[MachineState]] = {
     Action.RESUME: frozenset({S.PAUSED, S.RUNNING}),
     Action.STOP: frozenset({S.RUNNING, S.PAUSED, S.STOPPED}),
     Action.START: frozenset({S.STOPPED, S.FAILED, S.RUNNING}),
+    Action.UPDATE: frozenset({S.RUNNING, S.PAUSED, S.STOPPED, S.FAILED}),
     Action.REMOVE: frozenset({S.RUNNING, S.PAUSED, S.STOPPED, S.FAILED, S.REMOVING}),
 }
 

@@ -68,6 +68,7 @@ def merge(row: Machine, seen: Machine, known_snapshots: Collection[SnapshotId | 
         accelerator=seen.accelerator or row.accelerator,
         accelerator_reason=seen.accelerator_reason or row.accelerator_reason,
         operation="",
+        config=seen.config,
     )
 
 

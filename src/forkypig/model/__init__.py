@@ -1,5 +1,6 @@
 """The words of Forky Pig as frozen dataclasses: machines, shapes, snapshots, images. Standard library only."""
 
+from forkypig.model.config import ConfigChange, ForkOptions, MachineConfig
 from forkypig.model.ids import (
     ImageId,
     MachineId,
@@ -8,6 +9,8 @@ from forkypig.model.ids import (
     new_machine_id,
     new_snapshot_id,
 )
+from forkypig.model.limits import Limits
+from forkypig.model.network import Egress, NetworkMode, NetworkPolicy, PortForward, TcpMode
 from forkypig.model.records import (
     Child,
     Event,
@@ -23,18 +26,27 @@ from forkypig.model.records import (
 
 __all__ = [
     "Child",
+    "ConfigChange",
+    "Egress",
     "Event",
+    "ForkOptions",
     "ForkResult",
     "Image",
     "ImageId",
+    "Limits",
     "Machine",
+    "MachineConfig",
     "MachineId",
     "MachineState",
+    "NetworkMode",
+    "NetworkPolicy",
+    "PortForward",
     "Progress",
     "Shape",
     "Snapshot",
     "SnapshotId",
     "SnapshotKind",
+    "TcpMode",
     "check_name",
     "new_machine_id",
     "new_snapshot_id",

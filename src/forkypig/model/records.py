@@ -4,6 +4,7 @@ since the Unix epoch."""
 from dataclasses import dataclass, field
 from enum import Enum
 
+from forkypig.model.config import MachineConfig
 from forkypig.model.ids import ImageId, MachineId, SnapshotId
 
 
@@ -54,6 +55,7 @@ class Machine:
     accelerator_reason: str = ""
     created_us: int = 0
     operation: str = ""  # what is being done to it now
+    config: MachineConfig = MachineConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ class Image:
     sha256: str
     created_us: int = 0
     description: str = ""
+    forget_files: tuple[str, ...] = ()  # absolute paths that forks of its machines don't have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,49 @@ MACHINE_STATE_FAILED: MachineState.ValueType  # 5
 MACHINE_STATE_REMOVING: MachineState.ValueType  # 6
 Global___MachineState: _TypeAlias = MachineState  # noqa: Y015
 
+class _NetworkMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_MODE_UNSPECIFIED: _NetworkMode.ValueType  # 0
+    NETWORK_MODE_NAT: _NetworkMode.ValueType  # 1
+    """the outside by the host's address, other machines, and whoever reaches it"""
+    NETWORK_MODE_ISOLATED: _NetworkMode.ValueType  # 2
+    """other machines of its host and the host itself"""
+    NETWORK_MODE_NONE: _NetworkMode.ValueType  # 3
+    """no packet gets in or out"""
+
+class NetworkMode(_NetworkMode, metaclass=_NetworkModeEnumTypeWrapper): ...
+
+NETWORK_MODE_UNSPECIFIED: NetworkMode.ValueType  # 0
+NETWORK_MODE_NAT: NetworkMode.ValueType  # 1
+"""the outside by the host's address, other machines, and whoever reaches it"""
+NETWORK_MODE_ISOLATED: NetworkMode.ValueType  # 2
+"""other machines of its host and the host itself"""
+NETWORK_MODE_NONE: NetworkMode.ValueType  # 3
+"""no packet gets in or out"""
+Global___NetworkMode: _TypeAlias = NetworkMode  # noqa: Y015
+
+class _TcpMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TcpModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TcpMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TCP_MODE_UNSPECIFIED: _TcpMode.ValueType  # 0
+    TCP_MODE_RESET: _TcpMode.ValueType  # 1
+    TCP_MODE_SILENT: _TcpMode.ValueType  # 2
+
+class TcpMode(_TcpMode, metaclass=_TcpModeEnumTypeWrapper):
+    """What becomes of the TCP connections that a child inherits."""
+
+TCP_MODE_UNSPECIFIED: TcpMode.ValueType  # 0
+TCP_MODE_RESET: TcpMode.ValueType  # 1
+TCP_MODE_SILENT: TcpMode.ValueType  # 2
+Global___TcpMode: _TypeAlias = TcpMode  # noqa: Y015
+
 class _SnapshotKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -124,6 +167,7 @@ class Machine(_message.Message):
     CREATED_US_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     IMAGE_NAME_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"m-…" """
     name: _builtins.str
@@ -150,6 +194,8 @@ class Machine(_message.Message):
     image_name: _builtins.str
     @_builtins.property
     def shape(self) -> Global___Shape: ...
+    @_builtins.property
+    def config(self) -> Global___MachineConfig: ...
     def __init__(
         self,
         *,
@@ -168,14 +214,253 @@ class Machine(_message.Message):
         created_us: _builtins.int = ...,
         operation: _builtins.str = ...,
         image_name: _builtins.str = ...,
+        config: Global___MachineConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Machine: _TypeAlias = Machine  # noqa: Y015
+
+@_typing.final
+class Egress(_message.Message):
+    """Where connections that begin in a machine may go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANYWHERE_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    anywhere: _builtins.bool
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """when not anywhere: only there, in CIDR notation; none: nowhere"""
+
+    def __init__(
+        self,
+        *,
+        anywhere: _builtins.bool = ...,
+        networks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anywhere", b"anywhere", "networks", b"networks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Egress: _TypeAlias = Egress  # noqa: Y015
+
+@_typing.final
+class PortForward(_message.Message):
+    """A port of the host that leads to one of a machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    GUEST_PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    host_port: _builtins.int
+    guest_port: _builtins.int
+    protocol: _builtins.str
+    """"tcp" or "udp" """
+    host_address: _builtins.str
+    """"0.0.0.0": every address of the host"""
+    def __init__(
+        self,
+        *,
+        host_port: _builtins.int = ...,
+        guest_port: _builtins.int = ...,
+        protocol: _builtins.str = ...,
+        host_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_port", b"guest_port", "host_address", b"host_address", "host_port", b"host_port", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortForward: _TypeAlias = PortForward  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """What a machine may use of its host. A field that is not set: the default, which follows from the shape."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    IO_MIB_S_FIELD_NUMBER: _builtins.int
+    cpus: _builtins.float
+    """cores' worth of time"""
+    memory_mib: _builtins.int
+    pids: _builtins.int
+    io_mib_s: _builtins.int
+    """reads and writes of the disk, each"""
+    def __init__(
+        self,
+        *,
+        cpus: _builtins.float | None = ...,
+        memory_mib: _builtins.int | None = ...,
+        pids: _builtins.int | None = ...,
+        io_mib_s: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_io_mib_s", b"_io_mib_s", "_memory_mib", b"_memory_mib", "_pids", b"_pids", "cpus", b"cpus", "io_mib_s", b"io_mib_s", "memory_mib", b"memory_mib", "pids", b"pids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_io_mib_s", b"_io_mib_s", "_memory_mib", b"_memory_mib", "_pids", b"_pids", "cpus", b"cpus", "io_mib_s", b"io_mib_s", "memory_mib", b"memory_mib", "pids", b"pids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
+    _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__io_mib_s: _TypeAlias = _typing.Literal["io_mib_s"]  # noqa: Y015
+    _WhichOneofArgType__io_mib_s: _TypeAlias = _typing.Literal["_io_mib_s", b"_io_mib_s"]  # noqa: Y015
+    _WhichOneofReturnType__memory_mib: _TypeAlias = _typing.Literal["memory_mib"]  # noqa: Y015
+    _WhichOneofArgType__memory_mib: _TypeAlias = _typing.Literal["_memory_mib", b"_memory_mib"]  # noqa: Y015
+    _WhichOneofReturnType__pids: _TypeAlias = _typing.Literal["pids"]  # noqa: Y015
+    _WhichOneofArgType__pids: _TypeAlias = _typing.Literal["_pids", b"_pids"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpus) -> _WhichOneofReturnType__cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__io_mib_s) -> _WhichOneofReturnType__io_mib_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_mib) -> _WhichOneofReturnType__memory_mib | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids) -> _WhichOneofReturnType__pids | None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class MachineConfig(_message.Message):
+    """What surrounds a machine and can be changed while it runs. Children inherit all but the ports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_S_FIELD_NUMBER: _builtins.int
+    TCP_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NO_FORK_FIELD_NUMBER: _builtins.int
+    mode: Global___NetworkMode.ValueType
+    bandwidth_bytes_s: _builtins.int
+    """in each direction; 0: no limit"""
+    tcp: Global___TcpMode.ValueType
+    no_fork: _builtins.bool
+    """refuses to be forked"""
+    @_builtins.property
+    def egress(self) -> Global___Egress: ...
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortForward]: ...
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
+    def __init__(
+        self,
+        *,
+        mode: Global___NetworkMode.ValueType = ...,
+        egress: Global___Egress | None = ...,
+        bandwidth_bytes_s: _builtins.int = ...,
+        tcp: Global___TcpMode.ValueType = ...,
+        ports: _abc.Iterable[Global___PortForward] | None = ...,
+        limits: Global___Limits | None = ...,
+        no_fork: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["egress", b"egress", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "mode", b"mode", "no_fork", b"no_fork", "ports", b"ports", "tcp", b"tcp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineConfig: _TypeAlias = MachineConfig  # noqa: Y015
+
+@_typing.final
+class ConfigChange(_message.Message):
+    """Changes to a config; what is not set stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_S_FIELD_NUMBER: _builtins.int
+    TCP_FIELD_NUMBER: _builtins.int
+    PUBLISH_FIELD_NUMBER: _builtins.int
+    UNPUBLISH_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NO_FORK_FIELD_NUMBER: _builtins.int
+    mode: Global___NetworkMode.ValueType
+    bandwidth_bytes_s: _builtins.int
+    """0: no limit"""
+    tcp: Global___TcpMode.ValueType
+    no_fork: _builtins.bool
+    @_builtins.property
+    def egress(self) -> Global___Egress: ...
+    @_builtins.property
+    def publish(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortForward]: ...
+    @_builtins.property
+    def unpublish(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortForward]:
+        """guest_port is not looked at"""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
+    def __init__(
+        self,
+        *,
+        mode: Global___NetworkMode.ValueType = ...,
+        egress: Global___Egress | None = ...,
+        bandwidth_bytes_s: _builtins.int | None = ...,
+        tcp: Global___TcpMode.ValueType = ...,
+        publish: _abc.Iterable[Global___PortForward] | None = ...,
+        unpublish: _abc.Iterable[Global___PortForward] | None = ...,
+        limits: Global___Limits | None = ...,
+        no_fork: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s", "_no_fork", b"_no_fork", "bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "no_fork", b"no_fork"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s", "_no_fork", b"_no_fork", "bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "mode", b"mode", "no_fork", b"no_fork", "publish", b"publish", "tcp", b"tcp", "unpublish", b"unpublish"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bandwidth_bytes_s: _TypeAlias = _typing.Literal["bandwidth_bytes_s"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_bytes_s: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s"]  # noqa: Y015
+    _WhichOneofReturnType__no_fork: _TypeAlias = _typing.Literal["no_fork"]  # noqa: Y015
+    _WhichOneofArgType__no_fork: _TypeAlias = _typing.Literal["_no_fork", b"_no_fork"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_bytes_s) -> _WhichOneofReturnType__bandwidth_bytes_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_fork) -> _WhichOneofReturnType__no_fork | None: ...
+
+Global___ConfigChange: _TypeAlias = ConfigChange  # noqa: Y015
+
+@_typing.final
+class ForkOptions(_message.Message):
+    """How a fork is done, besides its children."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSED_FIELD_NUMBER: _builtins.int
+    QUIESCE_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
+    paused: _builtins.bool
+    """hand the children out paused"""
+    quiesce: _builtins.bool
+    """freeze the guest's user processes before the split, until each has its own entropy"""
+    @_builtins.property
+    def forget(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """environment variables whose values are gone in children"""
+
+    def __init__(
+        self,
+        *,
+        paused: _builtins.bool = ...,
+        quiesce: _builtins.bool = ...,
+        forget: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "paused", b"paused", "quiesce", b"quiesce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkOptions: _TypeAlias = ForkOptions  # noqa: Y015
 
 @_typing.final
 class Snapshot(_message.Message):
@@ -258,6 +543,7 @@ class Image(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    FORGET_FILES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"i-" and the first 12 hex digits of its SHA-256"""
     name: _builtins.str
@@ -269,6 +555,10 @@ class Image(_message.Message):
     """of its manifest"""
     created_us: _builtins.int
     description: _builtins.str
+    @_builtins.property
+    def forget_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """absolute paths that forks of its machines don't have"""
+
     def __init__(
         self,
         *,
@@ -279,10 +569,11 @@ class Image(_message.Message):
         sha256: _builtins.str = ...,
         created_us: _builtins.int = ...,
         description: _builtins.str = ...,
+        forget_files: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "description", b"description", "id", b"id", "kernel", b"kernel", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "description", b"description", "forget_files", b"forget_files", "id", b"id", "kernel", b"kernel", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

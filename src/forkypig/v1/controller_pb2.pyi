@@ -34,6 +34,8 @@ class GetStatusResponse(_message.Message):
     HOME_FIELD_NUMBER: _builtins.int
     HOSTD_ERROR_FIELD_NUMBER: _builtins.int
     PAGER_ERROR_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    NETWORK_REASON_FIELD_NUMBER: _builtins.int
     accelerator: _builtins.str
     accelerator_reason: _builtins.str
     qemu_version: _builtins.str
@@ -43,6 +45,8 @@ class GetStatusResponse(_message.Message):
     hostd_error: _builtins.str
     """why hostd can't be reached; empty when it can"""
     pager_error: _builtins.str
+    network: _builtins.str
+    network_reason: _builtins.str
     @_builtins.property
     def controller(self) -> _common_pb2.Daemon: ...
     @_builtins.property
@@ -63,10 +67,12 @@ class GetStatusResponse(_message.Message):
         home: _builtins.str = ...,
         hostd_error: _builtins.str = ...,
         pager_error: _builtins.str = ...,
+        network: _builtins.str = ...,
+        network_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "hostd", b"hostd", "pager", b"pager"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "controller", b"controller", "home", b"home", "hostd", b"hostd", "hostd_error", b"hostd_error", "machines", b"machines", "pager", b"pager", "pager_error", b"pager_error", "qemu_version", b"qemu_version", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "controller", b"controller", "home", b"home", "hostd", b"hostd", "hostd_error", b"hostd_error", "machines", b"machines", "network", b"network", "network_reason", b"network_reason", "pager", b"pager", "pager_error", b"pager_error", "qemu_version", b"qemu_version", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -100,6 +106,7 @@ class RunMachineRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     COLD_BOOT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """id or name; empty: the default image, built if it is missing"""
     name: _builtins.str
@@ -110,6 +117,10 @@ class RunMachineRequest(_message.Message):
     def shape(self) -> _common_pb2.Shape:
         """zero fields: the defaults"""
 
+    @_builtins.property
+    def config(self) -> _common_pb2.ConfigChange:
+        """of the default config"""
+
     def __init__(
         self,
         *,
@@ -117,10 +128,11 @@ class RunMachineRequest(_message.Message):
         name: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
         cold_boot: _builtins.bool = ...,
+        config: _common_pb2.ConfigChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_boot", b"cold_boot", "image", b"image", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_boot", b"cold_boot", "config", b"config", "image", b"image", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,26 +195,32 @@ class ForkRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     NAME_PREFIX_FIELD_NUMBER: _builtins.int
-    PAUSED_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """a machine's id or name, or a snapshot's id or tag"""
     count: _builtins.int
     """1 to 1000"""
     name_prefix: _builtins.str
     """empty: the source's name. Children are PREFIX-1, PREFIX-2, …, the next free numbers"""
-    paused: _builtins.bool
-    """hand the children out paused"""
+    @_builtins.property
+    def options(self) -> _common_pb2.ForkOptions: ...
+    @_builtins.property
+    def config(self) -> _common_pb2.ConfigChange:
+        """of the parent's config, for the children; limits can only become tighter"""
+
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         count: _builtins.int = ...,
         name_prefix: _builtins.str = ...,
-        paused: _builtins.bool = ...,
+        options: _common_pb2.ForkOptions | None = ...,
+        config: _common_pb2.ConfigChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name_prefix", b"name_prefix", "paused", b"paused", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "count", b"count", "name_prefix", b"name_prefix", "options", b"options", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,22 +232,49 @@ class TakeSnapshotRequest(_message.Message):
 
     MACHINE_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
+    QUIESCE_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     tag: _builtins.str
     """empty: none"""
+    quiesce: _builtins.bool
+    """freeze the guest's user processes; they go on when a fork of it has its own entropy"""
     def __init__(
         self,
         *,
         machine: _builtins.str = ...,
         tag: _builtins.str = ...,
+        quiesce: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "quiesce", b"quiesce", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TakeSnapshotRequest: _TypeAlias = TakeSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class UpdateMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    @_builtins.property
+    def change(self) -> _common_pb2.ConfigChange: ...
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        change: _common_pb2.ConfigChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateMachineRequest: _TypeAlias = UpdateMachineRequest  # noqa: Y015
 
 @_typing.final
 class MachineRequest(_message.Message):
@@ -484,6 +529,31 @@ class ImageRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageRequest: _TypeAlias = ImageRequest  # noqa: Y015
+
+@_typing.final
+class UpdateImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    FORGET_FILES_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    @_builtins.property
+    def forget_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """absolute paths, all of them from now on"""
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        forget_files: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget_files", b"forget_files", "image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateImageRequest: _TypeAlias = UpdateImageRequest  # noqa: Y015
 
 @_typing.final
 class ListImagesResponse(_message.Message):

@@ -95,6 +95,11 @@ class ControllerStub:
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.UpdateMachine = channel.unary_unary(
+                '/forkypig.v1.Controller/UpdateMachine',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.UpdateMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
         self.ReadConsole = channel.unary_stream(
                 '/forkypig.v1.Controller/ReadConsole',
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.ReadConsoleRequest.SerializeToString,
@@ -133,6 +138,11 @@ class ControllerStub:
         self.GetImage = channel.unary_unary(
                 '/forkypig.v1.Controller/GetImage',
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.ImageRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Image.FromString,
+                _registered_method=True)
+        self.UpdateImage = channel.unary_unary(
+                '/forkypig.v1.Controller/UpdateImage',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.UpdateImageRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Image.FromString,
                 _registered_method=True)
         self.RemoveImage = channel.unary_unary(
@@ -218,6 +228,13 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateMachine(self, request, context):
+        """Changes what surrounds a machine: its network, ports, limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadConsole(self, request, context):
         """The console from its beginning; with `follow` until the machine is gone or the caller is.
         """
@@ -264,6 +281,13 @@ class ControllerServicer:
 
     def GetImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateImage(self, request, context):
+        """Changes what forks of the image's machines forget. Its files stay as they are, and so does its id.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -337,6 +361,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
+            'UpdateMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMachine,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.UpdateMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
             'ReadConsole': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadConsole,
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.ReadConsoleRequest.FromString,
@@ -375,6 +404,11 @@ def add_ControllerServicer_to_server(servicer, server):
             'GetImage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetImage,
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.ImageRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Image.SerializeToString,
+            ),
+            'UpdateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateImage,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.UpdateImageRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Image.SerializeToString,
             ),
             'RemoveImage': grpc.unary_unary_rpc_method_handler(
@@ -718,6 +752,33 @@ class Controller:
             _registered_method=True)
 
     @staticmethod
+    def UpdateMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/UpdateMachine',
+            forkypig_dot_v1_dot_controller__pb2.UpdateMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReadConsole(request,
             target,
             options=(),
@@ -922,6 +983,33 @@ class Controller:
             target,
             '/forkypig.v1.Controller/GetImage',
             forkypig_dot_v1_dot_controller__pb2.ImageRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/UpdateImage',
+            forkypig_dot_v1_dot_controller__pb2.UpdateImageRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Image.FromString,
             options,
             channel_credentials,

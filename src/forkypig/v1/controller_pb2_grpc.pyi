@@ -45,6 +45,8 @@ class ControllerStub:
     StopMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.StopMachineRequest, _common_pb2.Machine]
     StartMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]
     RemoveMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Empty]
+    UpdateMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UpdateMachineRequest, _common_pb2.Machine]
+    """Changes what surrounds a machine: its network, ports, limits."""
     ReadConsole: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadConsoleRequest, _controller_pb2.ConsoleChunk]
     """The console from its beginning; with `follow` until the machine is gone or the caller is."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListSnapshotsResponse]
@@ -55,6 +57,8 @@ class ControllerStub:
     BuildImage: _grpc.UnaryStreamMultiCallable[_controller_pb2.BuildImageRequest, _controller_pb2.BuildImageResponse]
     ListImages: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListImagesResponse]
     GetImage: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ImageRequest, _common_pb2.Image]
+    UpdateImage: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UpdateImageRequest, _common_pb2.Image]
+    """Changes what forks of the image's machines forget. Its files stay as they are, and so does its id."""
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ImageRequest, _common_pb2.Empty]
 
 @_typing.type_check_only
@@ -73,6 +77,8 @@ class ControllerAsyncStub(ControllerStub):
     StopMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.StopMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StartMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     RemoveMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Empty]  # type: ignore[assignment]
+    UpdateMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.UpdateMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    """Changes what surrounds a machine: its network, ports, limits."""
     ReadConsole: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadConsoleRequest, _controller_pb2.ConsoleChunk]  # type: ignore[assignment]
     """The console from its beginning; with `follow` until the machine is gone or the caller is."""
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
@@ -83,6 +89,8 @@ class ControllerAsyncStub(ControllerStub):
     BuildImage: _aio.UnaryStreamMultiCallable[_controller_pb2.BuildImageRequest, _controller_pb2.BuildImageResponse]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListImagesResponse]  # type: ignore[assignment]
     GetImage: _aio.UnaryUnaryMultiCallable[_controller_pb2.ImageRequest, _common_pb2.Image]  # type: ignore[assignment]
+    UpdateImage: _aio.UnaryUnaryMultiCallable[_controller_pb2.UpdateImageRequest, _common_pb2.Image]  # type: ignore[assignment]
+    """Changes what forks of the image's machines forget. Its files stay as they are, and so does its id."""
     RemoveImage: _aio.UnaryUnaryMultiCallable[_controller_pb2.ImageRequest, _common_pb2.Empty]  # type: ignore[assignment]
 
 class ControllerServicer(metaclass=_abc_1.ABCMeta):
@@ -172,6 +180,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]: ...
 
     @_abc_1.abstractmethod
+    def UpdateMachine(
+        self,
+        request: _controller_pb2.UpdateMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]:
+        """Changes what surrounds a machine: its network, ports, limits."""
+
+    @_abc_1.abstractmethod
     def ReadConsole(
         self,
         request: _controller_pb2.ReadConsoleRequest,
@@ -228,6 +244,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.ImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Image, _abc.Awaitable[_common_pb2.Image]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateImage(
+        self,
+        request: _controller_pb2.UpdateImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Image, _abc.Awaitable[_common_pb2.Image]]:
+        """Changes what forks of the image's machines forget. Its files stay as they are, and so does its id."""
 
     @_abc_1.abstractmethod
     def RemoveImage(

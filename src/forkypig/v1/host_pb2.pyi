@@ -35,6 +35,8 @@ class HostStatus(_message.Message):
     MEMORY_TOTAL_MIB_FIELD_NUMBER: _builtins.int
     MEMORY_AVAILABLE_MIB_FIELD_NUMBER: _builtins.int
     DISK_AVAILABLE_MIB_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    NETWORK_REASON_FIELD_NUMBER: _builtins.int
     pager_error: _builtins.str
     accelerator: _builtins.str
     accelerator_reason: _builtins.str
@@ -43,6 +45,9 @@ class HostStatus(_message.Message):
     memory_total_mib: _builtins.int
     memory_available_mib: _builtins.int
     disk_available_mib: _builtins.int
+    network: _builtins.str
+    """"nat", "user" or "none" """
+    network_reason: _builtins.str
     @_builtins.property
     def hostd(self) -> _common_pb2.Daemon: ...
     @_builtins.property
@@ -60,10 +65,12 @@ class HostStatus(_message.Message):
         memory_total_mib: _builtins.int = ...,
         memory_available_mib: _builtins.int = ...,
         disk_available_mib: _builtins.int = ...,
+        network: _builtins.str = ...,
+        network_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hostd", b"hostd", "pager", b"pager"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "disk_available_mib", b"disk_available_mib", "hostd", b"hostd", "memory_available_mib", b"memory_available_mib", "memory_total_mib", b"memory_total_mib", "pager", b"pager", "pager_error", b"pager_error", "qemu_build", b"qemu_build", "qemu_version", b"qemu_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "disk_available_mib", b"disk_available_mib", "hostd", b"hostd", "memory_available_mib", b"memory_available_mib", "memory_total_mib", b"memory_total_mib", "network", b"network", "network_reason", b"network_reason", "pager", b"pager", "pager_error", b"pager_error", "qemu_build", b"qemu_build", "qemu_version", b"qemu_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -97,11 +104,14 @@ class BootMachineRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     name: _builtins.str
     image: _builtins.str
     @_builtins.property
     def shape(self) -> _common_pb2.Shape: ...
+    @_builtins.property
+    def config(self) -> _common_pb2.MachineConfig: ...
     def __init__(
         self,
         *,
@@ -109,10 +119,11 @@ class BootMachineRequest(_message.Message):
         name: _builtins.str = ...,
         image: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
+        config: _common_pb2.MachineConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "machine", b"machine", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "image", b"image", "machine", b"machine", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,15 +164,16 @@ class ForkMachineRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
-    PAUSED_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     snapshot: _builtins.str
     """the id it will have"""
     kind: _common_pb2.SnapshotKind.ValueType
     tag: _builtins.str
-    paused: _builtins.bool
     @_builtins.property
     def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewChild]: ...
+    @_builtins.property
+    def options(self) -> _common_pb2.ForkOptions: ...
     def __init__(
         self,
         *,
@@ -170,11 +182,11 @@ class ForkMachineRequest(_message.Message):
         kind: _common_pb2.SnapshotKind.ValueType = ...,
         tag: _builtins.str = ...,
         children: _abc.Iterable[Global___NewChild] | None = ...,
-        paused: _builtins.bool = ...,
+        options: _common_pb2.ForkOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "kind", b"kind", "machine", b"machine", "paused", b"paused", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "kind", b"kind", "machine", b"machine", "options", b"options", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,18 +198,22 @@ class NewChild(_message.Message):
 
     MACHINE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     """the id it will have"""
     name: _builtins.str
+    @_builtins.property
+    def config(self) -> _common_pb2.MachineConfig: ...
     def __init__(
         self,
         *,
         machine: _builtins.str = ...,
         name: _builtins.str = ...,
+        config: _common_pb2.MachineConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "machine", b"machine", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,25 +225,49 @@ class ForkSnapshotRequest(_message.Message):
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
-    PAUSED_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
-    paused: _builtins.bool
     @_builtins.property
     def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewChild]: ...
+    @_builtins.property
+    def options(self) -> _common_pb2.ForkOptions: ...
     def __init__(
         self,
         *,
         snapshot: _builtins.str = ...,
         children: _abc.Iterable[Global___NewChild] | None = ...,
-        paused: _builtins.bool = ...,
+        options: _common_pb2.ForkOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "paused", b"paused", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "options", b"options", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForkSnapshotRequest: _TypeAlias = ForkSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class ConfigureMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    @_builtins.property
+    def config(self) -> _common_pb2.MachineConfig: ...
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        config: _common_pb2.MachineConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureMachineRequest: _TypeAlias = ConfigureMachineRequest  # noqa: Y015
 
 @_typing.final
 class HostMachineRequest(_message.Message):
@@ -436,6 +476,31 @@ class HostImageRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostImageRequest: _TypeAlias = HostImageRequest  # noqa: Y015
+
+@_typing.final
+class HostUpdateImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    FORGET_FILES_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    @_builtins.property
+    def forget_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """all of them from now on"""
+
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        forget_files: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget_files", b"forget_files", "image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostUpdateImageRequest: _TypeAlias = HostUpdateImageRequest  # noqa: Y015
 
 @_typing.final
 class HostListImagesResponse(_message.Message):

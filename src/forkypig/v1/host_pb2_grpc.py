@@ -85,6 +85,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
                 _registered_method=True)
+        self.ConfigureMachine = channel.unary_unary(
+                '/forkypig.v1.Host/ConfigureMachine',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.ConfigureMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
         self.RemoveMachine = channel.unary_unary(
                 '/forkypig.v1.Host/RemoveMachine',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
@@ -124,6 +129,11 @@ class HostStub:
                 '/forkypig.v1.Host/ListImages',
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_host__pb2.HostListImagesResponse.FromString,
+                _registered_method=True)
+        self.UpdateImage = channel.unary_unary(
+                '/forkypig.v1.Host/UpdateImage',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostUpdateImageRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Image.FromString,
                 _registered_method=True)
         self.RemoveImage = channel.unary_unary(
                 '/forkypig.v1.Host/RemoveImage',
@@ -204,6 +214,13 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfigureMachine(self, request, context):
+        """Gives a machine another config, whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveMachine(self, request, context):
         """Removing what is not there succeeds.
         """
@@ -249,6 +266,12 @@ class HostServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListImages(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -320,6 +343,11 @@ def add_HostServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
             ),
+            'ConfigureMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureMachine,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.ConfigureMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
             'RemoveMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveMachine,
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.FromString,
@@ -359,6 +387,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_host__pb2.HostListImagesResponse.SerializeToString,
+            ),
+            'UpdateImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateImage,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostUpdateImageRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Image.SerializeToString,
             ),
             'RemoveImage': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveImage,
@@ -652,6 +685,33 @@ class Host:
             _registered_method=True)
 
     @staticmethod
+    def ConfigureMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/ConfigureMachine',
+            forkypig_dot_v1_dot_host__pb2.ConfigureMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveMachine(request,
             target,
             options=(),
@@ -857,6 +917,33 @@ class Host:
             '/forkypig.v1.Host/ListImages',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_host__pb2.HostListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/UpdateImage',
+            forkypig_dot_v1_dot_host__pb2.HostUpdateImageRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Image.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class HostStub:
     ResumeMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
     StopMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostStopMachineRequest, _common_pb2.Machine]
     StartMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
+    ConfigureMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.ConfigureMachineRequest, _common_pb2.Machine]
+    """Gives a machine another config, whole."""
     RemoveMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Empty]
     """Removing what is not there succeeds."""
     ListMachines: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListMachinesResponse]
@@ -58,6 +60,7 @@ class HostStub:
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
     BuildImage: _grpc.UnaryStreamMultiCallable[_host_pb2.HostBuildImageRequest, _host_pb2.HostBuildImageResponse]
     ListImages: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListImagesResponse]
+    UpdateImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostUpdateImageRequest, _common_pb2.Image]
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostImageRequest, _common_pb2.Empty]
     WatchMachines: _grpc.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Machine]
     """The state of every machine as it changes, beginning with all of them as they are."""
@@ -79,6 +82,8 @@ class HostAsyncStub(HostStub):
     ResumeMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StopMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostStopMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StartMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    ConfigureMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.ConfigureMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    """Gives a machine another config, whole."""
     RemoveMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Empty]  # type: ignore[assignment]
     """Removing what is not there succeeds."""
     ListMachines: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListMachinesResponse]  # type: ignore[assignment]
@@ -89,6 +94,7 @@ class HostAsyncStub(HostStub):
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
     BuildImage: _aio.UnaryStreamMultiCallable[_host_pb2.HostBuildImageRequest, _host_pb2.HostBuildImageResponse]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListImagesResponse]  # type: ignore[assignment]
+    UpdateImage: _aio.UnaryUnaryMultiCallable[_host_pb2.HostUpdateImageRequest, _common_pb2.Image]  # type: ignore[assignment]
     RemoveImage: _aio.UnaryUnaryMultiCallable[_host_pb2.HostImageRequest, _common_pb2.Empty]  # type: ignore[assignment]
     WatchMachines: _aio.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Machine]  # type: ignore[assignment]
     """The state of every machine as it changes, beginning with all of them as they are."""
@@ -169,6 +175,14 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]: ...
 
     @_abc_1.abstractmethod
+    def ConfigureMachine(
+        self,
+        request: _host_pb2.ConfigureMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]:
+        """Gives a machine another config, whole."""
+
+    @_abc_1.abstractmethod
     def RemoveMachine(
         self,
         request: _host_pb2.HostMachineRequest,
@@ -225,6 +239,13 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _common_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.HostListImagesResponse, _abc.Awaitable[_host_pb2.HostListImagesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateImage(
+        self,
+        request: _host_pb2.HostUpdateImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Image, _abc.Awaitable[_common_pb2.Image]]: ...
 
     @_abc_1.abstractmethod
     def RemoveImage(

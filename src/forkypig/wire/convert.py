@@ -3,6 +3,7 @@
 from forkypig import model
 from forkypig.model.ids import ImageId, MachineId, SnapshotId
 from forkypig.v1 import common_pb2 as pb
+from forkypig.wire.config import config_from_wire, config_to_wire
 
 _STATES = {state: pb.MachineState.Value(f"MACHINE_STATE_{state.name}") for state in model.MachineState}
 _STATES_BACK = {number: state for state, number in _STATES.items()}
@@ -43,6 +44,7 @@ def machine_to_wire(machine: model.Machine) -> pb.Machine:
         accelerator_reason=machine.accelerator_reason,
         created_us=machine.created_us,
         operation=machine.operation,
+        config=config_to_wire(machine.config),
     )
 
 
@@ -63,6 +65,7 @@ def machine_from_wire(message: pb.Machine) -> model.Machine:
         accelerator_reason=message.accelerator_reason,
         created_us=message.created_us,
         operation=message.operation,
+        config=config_from_wire(message.config),
     )
 
 
@@ -115,6 +118,7 @@ def image_to_wire(image: model.Image) -> pb.Image:
         sha256=image.sha256,
         created_us=image.created_us,
         description=image.description,
+        forget_files=image.forget_files,
     )
 
 
@@ -127,6 +131,7 @@ def image_from_wire(message: pb.Image) -> model.Image:
         sha256=message.sha256,
         created_us=message.created_us,
         description=message.description,
+        forget_files=tuple(message.forget_files),
     )
 
 

@@ -1,0 +1,39 @@
+"""What surrounds a machine and can be changed while it runs, and how a fork is done. Standard library only."""
+
+from dataclasses import dataclass
+
+from forkypig.model.limits import Limits
+from forkypig.model.network import Egress, NetworkMode, NetworkPolicy, PortForward, TcpMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineConfig:
+    """Network, limits and the like of one machine. Children inherit all but the ports, which are the host's."""
+
+    network: NetworkPolicy = NetworkPolicy()
+    ports: tuple[PortForward, ...] = ()
+    limits: Limits = Limits()
+    no_fork: bool = False  # it refuses to be forked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigChange:
+    """Changes to a config; None and empty leave what is there."""
+
+    mode: NetworkMode | None = None
+    egress: Egress | None = None
+    bandwidth_bytes_s: int | None = None  # 0: no limit
+    tcp: TcpMode | None = None
+    publish: tuple[PortForward, ...] = ()
+    unpublish: tuple[PortForward, ...] = ()  # known by their host's side; guest_port is not looked at
+    limits: Limits = Limits()
+    no_fork: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkOptions:
+    """How a fork is done, besides its children."""
+
+    paused: bool = False  # hand the children out paused
+    quiesce: bool = False  # freeze the guest's user processes before the split, until each has its own entropy
+    forget: tuple[str, ...] = ()  # environment variables whose values are gone in children
