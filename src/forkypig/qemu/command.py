@@ -24,7 +24,8 @@ class Hardware:
     machine_type: str  # versioned, "pc-q35-7.2"
     accelerator: str  # "tcg" or "kvm"
     cpu_model: str  # "max" or "host"
-    network: str  # "user" or "none"
+    network: str  # what the network card hangs on: "tap", "user", or "none": there is no card
+    mtu: int = 1500  # that the card tells the guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,13 @@ class DirectBoot:
 
 
 @dataclass(frozen=True, slots=True)
-class Sockets:
-    """Listening Unix sockets that QEMU inherits. They are bound and listen before QEMU starts, so a client can
-    connect at once, without polling for a path to appear."""
+class Inherited:
+    """Descriptors that QEMU inherits. The Unix sockets are bound and listen before QEMU starts, so a client can connect
+    at once, without polling for a path to appear. A tap needs privileges to be opened, which QEMU has not."""
 
     qmp_fd: int
     agent_fd: int
+    tap_fd: int = -1  # an open queue of a tap, where the network is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class CommandLine:
     paused: bool = False  # stay paused after the load
     generation_id: uuid.UUID = field(default_factory=uuid.uuid4)
 
-    def arguments(self, sockets: Sockets) -> list[str]:
+    def arguments(self, inherited: Inherited) -> list[str]:
         """The argument list."""
         hardware, shape = self.hardware, self.shape
         unused = _UNUSED
@@ -82,21 +84,25 @@ class CommandLine:
             *("-object", self._memory_backend()),
             *("-global", "migration.send-configuration=off"),
             *("-rtc", "base=utc"),
-            *("-chardev", f"socket,id=qmp,fd={sockets.qmp_fd},server=on,wait=off"),
+            *("-chardev", f"socket,id=qmp,fd={inherited.qmp_fd},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"file,id=console,path={_escaped(self.console)},append=on"),
             *("-serial", "chardev:console"),
             *("-device", f"vmgenid,guid={self.generation_id}"),
             *("-device", "virtio-serial-pci,id=ports,max_ports=2"),
-            *("-chardev", f"socket,id=agent,fd={sockets.agent_fd},server=on,wait=off"),
+            *("-chardev", f"socket,id=agent,fd={inherited.agent_fd},server=on,wait=off"),
             *("-device", f"virtserialport,bus=ports.0,nr=1,chardev=agent,name={AGENT_PORT}"),
             *self._block_nodes(),
             *("-device", "virtio-blk-pci,drive=disk0,num-queues=1"),
         ]
-        if hardware.network == "user":
+        if hardware.network != "none":
+            backend = f"tap,id=net0,fd={inherited.tap_fd}" if hardware.network == "tap" else "user,id=net0"
             arguments += [
-                *("-netdev", "user,id=net0"),
-                *("-device", "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile="),
+                *("-netdev", backend),
+                *(
+                    "-device",
+                    f"virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56,host_mtu={hardware.mtu},romfile=",
+                ),
             ]
         if self.boot is None:
             arguments += ["-incoming", "defer"]

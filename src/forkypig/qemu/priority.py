@@ -35,7 +35,7 @@ def _set(pid: int, policy: int, param: os.sched_param) -> None:
             os.sched_setscheduler(thread, policy, param)
         except ProcessLookupError:
             continue
-        except PermissionError:  # not root, or a cgroup without real-time budget: the pause may be longer under load
+        except PermissionError:  # not root, or a cgroup outside of its `real_time`: the pause is longer under load
             log.debug("real-time scheduling refused", pid=pid)
             return
 

@@ -18,13 +18,15 @@ import structlog
 
 from forkypig.errors import MachineFailed, ResourceExhausted
 from forkypig.qemu import priority
-from forkypig.qemu.command import CommandLine, Sockets
+from forkypig.qemu.command import CommandLine, Inherited
 from forkypig.qemu.session import Session
 
 log = structlog.get_logger()
 
 # A shell answers in 50 ms when the host is idle; with hundreds starting on two cores the last one waits for its turn.
 START_TIMEOUT_S = 60.0
+
+Place = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Process:
@@ -38,15 +40,20 @@ class Process:
         self._pidfd = pidfd
         self.session = Session(process_id)
         self.ended = asyncio.Event()
-        self.on_end: Callable[[], None] | None = None
+        self.on_end: Callable[[], object] | None = None
         asyncio.get_running_loop().add_reader(pidfd, self._has_ended)
 
     # -- making one --------------------------------------------------------------------------------------------------
 
     @classmethod
-    async def start(cls, directory: Path, command: CommandLine) -> "Process":
-        """Starts QEMU and waits for its monitor. On failure nothing of it is left running."""
-        pid = await asyncio.to_thread(_spawn, directory, command)
+    async def start(
+        cls, directory: Path, command: CommandLine, tap_fd: int = -1, place: Place = contextlib.nullcontext
+    ) -> "Process":
+        """Starts QEMU and waits for its monitor. On failure nothing of it is left running.
+
+        `place` is entered by the thread that starts it: what QEMU inherits of it (a namespace) it keeps.
+        """
+        pid = await asyncio.to_thread(_spawn, directory, command, tap_fd, place)
         try:
             process = cls(command.process_id, directory, pid, os.pidfd_open(pid))
         except OSError as error:
@@ -147,20 +154,24 @@ class Process:
         await self.kill()
 
 
-def _spawn(directory: Path, command: CommandLine) -> int:
+def _spawn(directory: Path, command: CommandLine, tap_fd: int, place: Place) -> int:
     """Starts the process with its sockets listening; returns its pid. Blocks for some milliseconds."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(_listener(directory / name)) for name in ("qmp.sock", "agent.sock")]
         output = stack.enter_context((directory / "qemu.log").open("ab"))
-        arguments = command.arguments(Sockets(*(s.fileno() for s in sockets)))
+        descriptors = [s.fileno() for s in sockets]
+        arguments = command.arguments(Inherited(descriptors[0], descriptors[1], tap_fd))
+        if tap_fd >= 0:
+            descriptors.append(tap_fd)
+        stack.enter_context(place())
         try:
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[s.fileno() for s in sockets],
+                pass_fds=descriptors,
                 cwd="/",
                 start_new_session=True,
             )

@@ -53,15 +53,29 @@ class Session:
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
             raise MachineFailed(f"QEMU {self.process_id} ended during {command}") from error
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """QEMU's major and minor version, as its greeting said. Only after `connect`."""
+        assert self._client.greeting is not None
+        qemu: Any = self._client.greeting.QMP.version["qemu"]
+        return int(qemu["major"]), int(qemu["minor"])
+
     async def send_descriptor(self, fd: int, name: str) -> None:
-        """Gives QEMU a copy of `fd` under `name`, for `fd:NAME`. The descriptor travels with the command's bytes, so
-        nothing may come between the two."""
+        """Gives QEMU a copy of `fd` under `name`, for `fd:NAME`; QEMU closes it after its use."""
+        await self._send_descriptor(fd, "getfd", {"fdname": name})
+
+    async def send_descriptor_set(self, fd: int, set_id: int) -> None:
+        """Gives QEMU a copy of `fd`, which it opens as the file /dev/fdset/`set_id`. It keeps the copy to its end."""
+        await self._send_descriptor(fd, "add-fd", {"fdset-id": set_id})
+
+    async def _send_descriptor(self, fd: int, command: str, arguments: Mapping[str, Any]) -> None:
+        """The descriptor travels with the command's bytes, so nothing may come between the two."""
         async with self._descriptor_lock:
             try:
                 self._client.send_fd_scm(fd)
             except (OSError, QMPError, AssertionError) as error:
                 raise MachineFailed(f"QEMU {self.process_id} ended while it was given a descriptor") from error
-            await self.execute("getfd", {"fdname": name})
+            await self.execute(command, arguments)
 
     @contextlib.contextmanager
     def events(self, *names: str) -> Iterator["Events"]:
