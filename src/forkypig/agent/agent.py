@@ -12,7 +12,8 @@ again after a RESUME: nothing is lost or doubled when the machine goes on in ano
 sent only against credit, so a slow reader stops its own call and no other, and no buffer grows without bound.
 """
 
-# ruff: noqa: PTH103, PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH123, PTH208, PTH211, S104, S108, S606, SIM105
+# ruff: noqa: PTH101, PTH103, PTH104, PTH106, PTH108, PTH110, PTH112, PTH114, PTH115, PTH116, PTH118, PTH119, PTH120
+# ruff: noqa: PTH123, PTH208, PTH211, S103, S104, S108, S606, SIM105
 # (pathlib, contextlib and the like cost milliseconds at every start; what runs here is the guest's own root.)
 
 from __future__ import annotations
@@ -323,9 +324,41 @@ class Socket(Port):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Identity
+# Identity: what makes a fork's child a machine of its own. docs/identity.md is the contract for programs
 
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
+# Each program in /etc/forky/fork.d, and all of them together; the host gives a child 60 s.
+HOOK_S = 10.0
+HOOKS_S = 30.0
+# The search through memory for what is to be forgotten. Under TCG it goes through some 100 MB a second.
+FORGET_S = 40.0
+# A value that is shorter is found in too many places that have nothing to do with it.
+MIN_SECRET = 8
+# The longest an answer to a greeting may be: it is one unnumbered frame.
+_MAX_REPORT = 3600
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+# Where DHCP clients keep leases and the identifiers they show to servers: dhclient, dhcpcd, NetworkManager,
+# systemd-networkd. A directory in another, and how the names in it end; and files in /etc.
+_LEASES = (
+    ("var/lib", "dhcp", ".leases"),
+    ("var/lib", "dhclient", ".leases"),
+    ("var/lib", "dhcpcd", ""),
+    ("var/lib", "NetworkManager", ".lease"),
+    ("var/lib", "NetworkManager", "secret_key"),
+    ("run", "systemd/netif/leases", ""),
+)
+_LEASE_FILES = ("dhcpcd.duid", "dhcpcd.secret")
+# What most machines have nothing of, and a child should not look for one by one.
+_RARE = {
+    "etc": ("ssh", "forky", *_LEASE_FILES),
+    "var/lib": ("dhcp", "dhclient", "dhcpcd", "NetworkManager"),
+    "run": ("systemd",),
+}
+_GENERATION_BYTES = 33  # 32 digits and a newline
+_TOLD_TO_HOOKS = ("generation", "hostname", "machine-id", "boot-id")
+# Making the others takes seconds under TCG, so children don't wait for them.
+_FAST_KEYS = ("ed25519", "ecdsa")
 
 
 class Identity:
@@ -340,15 +373,56 @@ class Identity:
         self._root = root
         self._skip = skip
         self._random = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+        self._netlinks: dict[int, Netlink] = {}
+        self._lookouts: dict[str, Lookout] = {}
+        self._counts: list[int] = []  # open files that say how many TCP sockets there are,
+        self._tables: list[int] = []  # and how many neighbours
+        self._kept_neighbours = 0
+        self.recount = False  # whether `count_neighbours` should be called later: IPv6 adds some soon after a start
+        self._spare = -1  # the file that is to be the next generation's
+        self.background: list[list[str]] = []  # commands that are to be run after the answer
+        self.on_background: Callable[[], None] | None = None  # what to do when they have ended
+
+    def prepare(self) -> None:
+        """What every child would have to do otherwise: modules of the kernel and of Python, open sockets, mounts."""
+        try:
+            os.makedirs(f"{self._root}/run/forky/notify", exist_ok=True)
+            os.chmod(f"{self._root}/run/forky/notify", 0o1777)
+            for name, wanted in _RARE.items():
+                self._lookouts[name] = Lookout(f"{self._root}/{name}", wanted, directories=name == "run")
+            if "boot-id" not in self._skip:
+                self._shadow_boot_id()
+            self.prepare_generation()
+            if "tcp" not in self._skip:
+                self._netlink(_SOCK_DIAG).dump(*_TCP_DUMP)  # loads inet_diag and tcp_diag
+                self._counts = _open_all("/proc/net/sockstat", "/proc/net/sockstat6")
+            if "neighbours" not in self._skip:
+                self.count_neighbours()
+                self._tables = _open_all("/proc/net/stat/arp_cache", "/proc/net/stat/ndisc_cache")
+        except OSError as error:
+            complain(f"a fork of this machine may lack something: {error}")
 
     def take_on(self, fields: dict[str, bytes]) -> list[tuple[str, str]]:
-        """Does every step that `fields` has something for; gives each one's name and what went wrong ("": nothing)."""
+        """Does every step that `fields` has something for; gives each one's name and what went wrong ("": nothing).
+
+        Nothing is before the entropy. The programs' part (generation, notify, hooks) is the end: all else is done then.
+        Doesn't raise.
+        """
+        hooks = "hooks" in fields and not self._absent("etc")
+        parent = self._names_of_parent() if hooks else {}
         steps: list[tuple[str, Callable[[bytes], None]]] = [
             ("entropy", self._entropy),
             ("hostname", self._hostname),
             ("machine-id", self._machine_id),
-            ("generation", self._generation),
+            ("boot-id", self._boot_id),
             ("clock", self.clock),
+            ("tcp", self._tcp),
+            ("neighbours", self._neighbours),
+            ("dhcp", self._dhcp),
+            ("ssh", self._ssh),
+            ("forget", self._forget),
+            ("forget-files", self._forget_files),
+            ("generation", self.generation),
         ]
         results = []
         for name, step in steps:
@@ -364,13 +438,30 @@ class Identity:
                 except (OSError, ValueError) as error:
                     problem = str(error) or type(error).__name__
             results.append((name, problem))
+        if "generation" in fields:
+            results += [(f"notify:{name}", problem) for name, problem in self.notify()]
+        if hooks:
+            names = {f"FORKY_{name.upper().replace('-', '_')}": fields.get(name, b"") for name in _TOLD_TO_HOOKS}
+            found = run_hooks(f"{self._root}/etc/forky/fork.d", {**parent, **names})
+            results += [(f"hook:{name}", problem) for name, problem in found]
         return results
+
+    def _names_of_parent(self) -> dict[str, bytes]:
+        try:
+            generation = _contents(f"{self._root}/run/forky/generation").strip()
+        except OSError:
+            generation = b""
+        return {"FORKY_PARENT_HOSTNAME": os.uname().nodename.encode(), "FORKY_PARENT_GENERATION": generation}
 
     def _entropy(self, value: bytes) -> None:
         if len(value) < 32:
             raise ValueError("less than 32 bytes of entropy")
         self._ioctl(self._random, _RNDADDENTROPY, struct.pack("ii", len(value) * 8, len(value)) + value)
-        # Without this the generator would go on for up to a minute from the seed it shares with its siblings.
+        self.reseed()
+
+    def reseed(self) -> None:
+        """Without this the generator would go on for up to a minute from the seed it shares with its siblings. Where
+        the processor has a generator (RDSEED), the kernel mixes it in."""
         self._ioctl(self._random, _RNDRESEEDCRNG)
 
     def _hostname(self, value: bytes) -> None:
@@ -393,17 +484,787 @@ class Identity:
         for directory in ("etc", "run"):
             _overwrite(f"{self._root}/{directory}/machine-id", value + b"\n")
 
-    def _generation(self, value: bytes) -> None:
-        path = f"{self._root}/run/forky/generation"
+    # The kernel's boot id can't be changed, so programs see a file in its place, as systemd-nspawn does it. The mount
+    # is made before the first fork: a child only overwrites the file.
+
+    def _shadow_boot_id(self) -> None:
+        path = f"{self._root}/run/forky/boot-id"
+        if os.path.exists(path):
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _overwrite(path, _contents(_BOOT_ID))
         try:
-            _overwrite(path, value + b"\n")
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path))
-            _overwrite(path, value + b"\n")
+            if not self._root:
+                bind(path, _BOOT_ID)
+        except OSError:
+            os.unlink(path)  # so that the next fork tries again, and says so
+            raise
+
+    def _boot_id(self, value: bytes) -> None:
+        self._shadow_boot_id()
+        _overwrite(f"{self._root}/run/forky/boot-id", value + b"\n")
 
     def clock(self, value: bytes) -> None:
         """Sets the wall clock; `value` is decimal nanoseconds since the epoch."""
         time.clock_settime_ns(time.CLOCK_REALTIME, int(value))
+
+    def _absent(self, directory: str) -> bool:
+        """Whether nothing of _RARE is in the directory, for sure."""
+        return directory in self._lookouts and self._lookouts[directory].nothing_new()
+
+    # -- the network
+
+    def _netlink(self, family: int) -> Netlink:
+        if family not in self._netlinks:
+            self._netlinks[family] = Netlink(family)
+        return self._netlinks[family]
+
+    def _tcp(self, value: bytes) -> None:
+        if value != b"reset":
+            raise ValueError(f"«{text(value)}» is nothing to do with connections")
+        # The list of connections is behind a large table of the kernel, which a child would fetch page by page.
+        if not self._counts or any(sockets_in_use(os.pread(fd, 4096, 0)) for fd in self._counts):
+            reset_connections(self._netlink(_SOCK_DIAG))
+
+    def _neighbours(self, _value: bytes) -> None:
+        # Those that stay belong to the interfaces. Where one of them has gone and another is learned, that one is kept:
+        # the kernel asks it before it relies on it.
+        known = sum(neighbours_in_table(os.pread(fd, 4096, 0)) for fd in self._tables)
+        if self._tables and known <= self._kept_neighbours:
+            return
+        gone = self.count_neighbours()
+        self._netlink(_ROUTE).ask([(_DELNEIGH, entry) for entry in gone])
+        self.recount = True
+
+    def count_neighbours(self) -> list[bytes]:
+        """Takes down how many stay in a fork; gives the requests that remove the others. Raises OSError."""
+        entries = self._netlink(_ROUTE).dump(*_NEIGHBOUR_DUMP)
+        gone = [entry for entry in map(to_forget, entries) if entry]
+        self._kept_neighbours, self.recount = len(entries) - len(gone), False
+        return gone
+
+    def _dhcp(self, _value: bytes) -> None:
+        paths = [] if self._absent("etc") else [f"{self._root}/etc/{name}" for name in _LEASE_FILES]
+        for top, directory, suffix in _LEASES:
+            if not self._absent(top):
+                names = _names(f"{self._root}/{top}/{directory}")
+                paths += [f"{self._root}/{top}/{directory}/{name}" for name in names if name.endswith(suffix)]
+        for path in paths:
+            try:
+                os.unlink(path)
+            except (FileNotFoundError, IsADirectoryError):
+                pass
+
+    # -- SSH host keys
+
+    def _ssh(self, _value: bytes) -> None:
+        """The old keys are gone before the child is handed out. New ones of types that are quick to make are there then
+        too, the others are made after it, unless there would be none at all."""
+        if self._absent("etc"):
+            return
+        directory = f"{self._root}/etc/ssh"
+        types = [name[9:-4] for name in _names(directory) if name.startswith("ssh_host_") and name.endswith("_key")]
+        if not types:
+            return
+        now = [type_ for type_ in types if type_ in _FAST_KEYS] or types[:1]
+        problems = []
+        for type_ in types:
+            path = f"{directory}/ssh_host_{type_}_key"
+            wipe(path)
+            wipe(f"{path}.pub")
+            command = ["ssh-keygen", "-q", "-N", "", "-C", "", "-t", type_, "-f", path]
+            if type_ not in now:
+                self.background.append(command)
+            elif _run(*command):
+                problems.append(f"no new {type_} key could be made")
+        self.reload_sshd()
+        if self.background:
+            self.on_background = self.reload_sshd
+        if problems:
+            raise OSError(", ".join(problems))
+
+    def reload_sshd(self) -> None:
+        """Lets the listening sshd read its keys again: it starts itself anew. Its sessions go on."""
+        try:
+            pid = int(_contents(f"{self._root}/run/sshd.pid"))
+            if _contents(f"/proc/{pid}/comm") == b"sshd\n":
+                os.kill(pid, 1)
+        except (OSError, ValueError):
+            pass  # there is none, or it is on its way
+
+    # -- secrets
+
+    def _forget(self, value: bytes) -> None:
+        names = value.split(b"\0")
+        for name in names:
+            os.environ.pop(text(name), None)
+        in_process(lambda: forget_variables(names), FORGET_S)
+
+    def _forget_files(self, value: bytes) -> None:
+        paths = [self._root + text(path) for path in value.split(b"\0")]
+        in_process(lambda: wipe_all(paths), FORGET_S)
+
+    # -- programs with random numbers, connections or caches of their own
+
+    def prepare_generation(self) -> None:
+        """Making a file takes as long as all else that is to be done with it."""
+        if self._spare >= 0:
+            return
+        directory = f"{self._root}/run/forky"
+        os.makedirs(directory, exist_ok=True)
+        _overwrite(f"{directory}/generation.new", bytes(_GENERATION_BYTES))
+        self._spare = os.open(f"{directory}/generation.new", os.O_WRONLY | os.O_CLOEXEC)
+
+    def generation(self, value: bytes) -> None:
+        """A new file takes the old one's place: whoever opens it reads either the one or the other."""
+        if len(value) + 1 != _GENERATION_BYTES:
+            raise ValueError("a generation has 32 digits")
+        if self._spare < 0:
+            self.prepare_generation()
+        os.pwrite(self._spare, value + b"\n", 0)
+        os.close(self._spare)
+        self._spare = -1
+        path = f"{self._root}/run/forky/generation"
+        os.rename(f"{path}.new", path)
+
+    @property
+    def spent(self) -> bool:
+        """Whether `prepare_generation` should be called when there is time."""
+        return self._spare < 0
+
+    def notify(self) -> list[tuple[str, str]]:
+        """Signals the programs that asked for it; names each that could not be, and why."""
+        directory = f"{self._root}/run/forky/notify"
+        problems = []
+        for name in _names(directory):
+            try:
+                if not signal_program(int(name), f"{directory}/{name}"):
+                    os.unlink(f"{directory}/{name}")
+            except (OSError, ValueError) as error:
+                problems.append((name[:40], str(error)))
+        return problems
+
+
+def _names(directory: str) -> list[str]:
+    """What is in a directory, sorted; nothing when it is not there."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+_QUIET_NS = 100_000_000  # some ticks of the kernel's clock, which stamps files
+
+
+class Lookout:
+    """Knows that names are not in a directory without looking for them: they were not there once, and the directory has
+    not changed since. Right after a fork a look-up costs a child up to a millisecond, this a small part of it."""
+
+    def __init__(self, directory: str, names: Iterable[str], *, directories: bool) -> None:
+        """`directories`: that is what the names are, so a change of anything else does not matter, as there are many in
+        /run. Otherwise what has changed just now is not relied on: another change in the same tick of the kernel's
+        clock could go unseen."""
+        self._fd = -1
+        self._directories = directories
+        self._was: tuple[int, int] | None = None
+        try:
+            self._fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return
+        was = self._state()
+        quiet = directories or time.time_ns() - was[0] > _QUIET_NS
+        if quiet and not any(os.path.lexists(f"{directory}/{name}") for name in names):
+            self._was = was
+
+    def nothing_new(self) -> bool:
+        return self._was is not None and self._state() == self._was
+
+    def _state(self) -> tuple[int, int]:
+        found = os.fstat(self._fd)
+        return 0 if self._directories else found.st_mtime_ns, found.st_nlink
+
+
+def report(steps: Iterable[tuple[str, str]]) -> bytes:
+    """The steps as fields of the answer, in their order and no longer than it may be. What could be too many are hooks
+    and signals, which are the last."""
+    packed, left_out = b"", 0
+    for name, problem in steps:
+        field = pack((f"step:{name}", problem[:300]))
+        if len(packed) + len(field) > _MAX_REPORT:
+            left_out += 1
+        else:
+            packed += field
+    return packed + (pack(("step:hook:more", f"{left_out} more: see the console")) if left_out else b"")
+
+
+def _open_all(*paths: str) -> list[int]:
+    """Those that are there: not all are in every network namespace, nor without IPv6."""
+    return [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths if os.path.exists(path)]
+
+
+def bind(source: str, target: str) -> None:
+    """Mounts a file over another, read-only. Raises OSError."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    for flags in (0x1000, 0x1000 | 0x20 | 0x1 | 0x2 | 0x4 | 0x8):  # MS_BIND; MS_REMOUNT, RDONLY, NOSUID, NODEV, NOEXEC
+        if libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
+
+
+def run_hooks(directory: str, variables: dict[str, bytes]) -> list[tuple[str, str]]:
+    """Runs the programs in a directory one after the other; gives each one's name and what went wrong."""
+    results = []
+    environment = {b"PATH": _PATH, **{name.encode(): value for name, value in variables.items()}}
+    until = time.monotonic() + HOOKS_S
+    for name in _names(directory):
+        path = f"{directory}/{name}"
+        try:
+            found = os.stat(path)
+            if name.startswith(".") or found.st_mode & 0o170000 != 0o100000 or not found.st_mode & 0o100:
+                continue
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                problem = "not run: others than root may change it"
+            else:
+                problem = _run_hook(path, environment, min(HOOK_S, until - time.monotonic()))
+        except OSError as error:
+            problem = _why(error)
+        if problem:
+            complain(f"{path}: {problem}")
+        results.append((name[:60], problem))
+    return results
+
+
+def _run_hook(path: str, environment: dict[bytes, bytes], limit_s: float) -> str:
+    if limit_s <= 0:
+        return f"not run: those before it took more than {HOOKS_S:.0f} s"
+    pid = os.posix_spawn(
+        path,
+        [path],
+        environment,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)],
+        setsid=True,
+        setsigdef=(13, 17, 25),  # SIGPIPE, SIGCHLD, SIGXFSZ, which Python ignores or takes
+    )
+    if not _wait(pid, limit_s):
+        _signal_group(pid, 9)
+        os.waitpid(pid, 0)
+        return f"it took more than {limit_s:.0f} s and was ended"
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return "" if not code else f"it was ended by signal {-code}" if code < 0 else f"it ended with code {code}"
+
+
+def _wait(pid: int, limit_s: float) -> bool:
+    """Whether a child of ours ends in time; it is not reaped."""
+    ended = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(ended, select.POLLIN)
+        return bool(poller.poll(limit_s * 1000))
+    finally:
+        os.close(ended)
+
+
+def in_process(work: Callable[[], object], limit_s: float) -> None:
+    """Does something in a fork of the agent and waits for it. Raises OSError with what went wrong."""
+    result, result_end = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except BaseException as error:  # whatever it is, the agent hears of it
+            os.write(result_end, (str(error) or type(error).__name__).encode()[:1000])
+        os._exit(0)
+    os.close(result_end)
+    in_time = _wait(pid, limit_s)
+    if not in_time:
+        os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    problem = os.read(result, 1000)
+    os.close(result)
+    if problem or not in_time:
+        raise OSError(text(problem) or f"it took more than {limit_s:.0f} s and was ended")
+
+
+def signal_program(pid: int, request: str) -> bool:
+    """Sends a program the signal that its request, a file, names. False: it is gone. Raises ValueError for a request
+    that is not to be followed: a pid may be another program's by now, and anybody can write the file."""
+    import signal
+
+    try:
+        status = dict(line.partition(b":")[::2] for line in _contents(f"/proc/{pid}/status").split(b"\n"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    if os.lstat(request).st_uid not in (0, int(status[b"Uid"].split()[1])):
+        raise ValueError("the request is not from the program's own user")
+    name = text(_contents(request)).strip()
+    number_ = int(name) if name.isdigit() else int(getattr(signal, "SIG" + name.removeprefix("SIG"), 0))
+    if not 0 < number_ < 65:
+        raise ValueError(f"«{name[:40]}» is no signal")
+    if not int(status[b"SigCgt"], 16) >> (number_ - 1) & 1:
+        raise ValueError(f"it does not handle signal {number_}, which would end it")
+    os.kill(pid, number_)
+    return True
+
+
+# -- netlink (include/uapi/linux: netlink.h, inet_diag.h, neighbour.h)
+
+_ROUTE, _SOCK_DIAG = 0, 4
+_NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_DELNEIGH, _GETNEIGH = 29, 30
+_DIAG_BY_FAMILY, _DIAG_DESTROY = 20, 21
+_NDMSG = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
+_NUD_KEPT = 0x80 | 0x40  # NUD_PERMANENT, NUD_NOARP
+# inet_diag_req_v2: family, protocol, extensions, states, and the 48 bytes of inet_diag_sockid
+_DIAG_REQUEST = struct.Struct("=BBBxI48s")
+_TCP = 6
+_TIME_WAIT = 6
+_TCP_STATES = 0xFFE & ~(1 << 7 | 1 << 10)  # all but CLOSE and LISTEN
+_TCP_DUMP = (_DIAG_BY_FAMILY, _DIAG_REQUEST.pack(2, _TCP, 0, _TCP_STATES, b""))
+_NEIGHBOUR_DUMP = (_GETNEIGH, _NDMSG.pack(0, 0, 0, 0, 0))
+
+
+class Netlink:
+    """A netlink socket."""
+
+    def __init__(self, family: int) -> None:
+        import socket
+
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+        self._sequence = 0
+
+    def dump(self, type_: int, payload: bytes) -> list[bytes]:
+        """The payloads that answer a request for all of something. Raises OSError."""
+        self._send([(type_, 0x301, payload)])  # NLM_F_REQUEST, NLM_F_DUMP
+        found: list[bytes] = []
+        while True:
+            for sequence, kind, data in messages(self._socket.recv(65536)):
+                if sequence != self._sequence:
+                    continue
+                if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                    code = -int.from_bytes(data[:4], sys.byteorder, signed=True)
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return found
+                found.append(data)
+
+    def ask(self, requests: list[tuple[int, bytes]]) -> None:
+        """Sends requests and waits for all answers. What is gone already is no error. Raises the last OSError."""
+        problem = 0
+        for at in range(0, len(requests), 64):
+            part = requests[at : at + 64]
+            self._send([(type_, 0x5, payload) for type_, payload in part])  # NLM_F_REQUEST, NLM_F_ACK
+            waiting = len(part)
+            while waiting:
+                for sequence, kind, data in messages(self._socket.recv(65536)):
+                    if kind == _NLMSG_ERROR and self._sequence - len(part) < sequence <= self._sequence:
+                        waiting -= 1
+                        code = -int.from_bytes(data[:4], sys.byteorder, signed=True)
+                        problem = code if code and code != errno.ENOENT else problem
+        if problem:
+            raise OSError(problem, os.strerror(problem))
+
+    def _send(self, requests: list[tuple[int, int, bytes]]) -> None:
+        data = b""
+        for type_, flags, payload in requests:
+            self._sequence += 1
+            data += _NLMSG.pack(_NLMSG.size + len(payload), type_, flags, self._sequence, 0)
+            data += payload + bytes(-len(payload) % 4)
+        self._socket.send(data)
+
+
+def messages(data: bytes) -> list[tuple[int, int, bytes]]:
+    """Sequence number, type and payload of each message in a datagram."""
+    found, at = [], 0
+    while at + _NLMSG.size <= len(data):
+        length, kind, _, sequence, _ = _NLMSG.unpack_from(data, at)
+        if length < _NLMSG.size:
+            break
+        found.append((sequence, kind, data[at + _NLMSG.size : at + length]))
+        at += (length + 3) & ~3
+    return found
+
+
+def to_forget(neighbour: bytes) -> bytes:
+    """The request that removes an entry of the neighbour table; b"" for one that was configured."""
+    family, interface, state, flags, type_ = _NDMSG.unpack_from(neighbour)
+    if state & _NUD_KEPT:
+        return b""
+    at = _NDMSG.size
+    while at + 4 <= len(neighbour):
+        length, kind = struct.unpack_from("=HH", neighbour, at)
+        if kind == 1:  # NDA_DST
+            return _NDMSG.pack(family, interface, state, flags, type_) + neighbour[at : at + length]
+        at += max(4, (length + 3) & ~3)
+    return b""
+
+
+def neighbours_in_table(statistics: bytes) -> int:
+    """How many entries /proc/net/stat/arp_cache or ndisc_cache says that there are: the first number, hexadecimal."""
+    return int(statistics.split(b"\n")[1].split()[0], 16)
+
+
+def sockets_in_use(statistics: bytes) -> bool:
+    """Whether /proc/net/sockstat or sockstat6 says that there are TCP sockets; those that listen count too."""
+    for line in statistics.split(b"\n"):
+        if line.startswith((b"TCP: inuse ", b"TCP6: inuse ")):
+            return line.split()[2] != b"0"
+    return True
+
+
+def reset_connections(diag: Netlink) -> None:
+    """Ends the TCP connections whose peer is not in this guest: their users get ECONNABORTED at once, also those who
+    wait. Raises OSError; EOPNOTSUPP without CONFIG_INET_DIAG_DESTROY."""
+    found: list[bytes] = []
+    for family in (2, 10):  # AF_INET, AF_INET6
+        found += diag.dump(_DIAG_BY_FAMILY, _DIAG_REQUEST.pack(family, _TCP, 0, _TCP_STATES, b""))
+    diag.ask(
+        [
+            (_DIAG_DESTROY, _DIAG_REQUEST.pack(entry[0], _TCP, 0, 1 << entry[1], entry[4:52]))
+            for entry in outer_connections(found)
+        ]
+    )
+
+
+def outer_connections(entries: list[bytes]) -> list[bytes]:
+    """Those inet_diag_msg whose other end is not among the entries, nor a loopback address. Listeners are not given in;
+    what waits for its time to run out has no user any more."""
+    ends = [_ends(entry) for entry in entries]
+    known = set(ends)
+    return [
+        entry
+        for entry, (local, remote) in zip(entries, ends, strict=True)
+        if entry[1] != _TIME_WAIT and (remote, local) not in known and not _is_loopback(remote[0])
+    ]
+
+
+def _ends(entry: bytes) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    """Address and port of both ends; IPv4 as it is mapped into IPv6, since either end may be a socket of that kind."""
+    source, destination = entry[8:24], entry[24:40]
+    if entry[0] == 2:
+        source, destination = _MAPPED + source[:4], _MAPPED + destination[:4]
+    return (source, entry[4:6]), (destination, entry[6:8])
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def _is_loopback(address: bytes) -> bool:
+    return address.startswith(_MAPPED + b"\x7f") or address == bytes(15) + b"\x01"
+
+
+# -- forgetting
+
+
+def wipe(path: str) -> None:
+    """Overwrites a file and removes it, a directory with all that is in it; what is not there is well. Links in a
+    directory are removed and not followed; a path that is a link stands for its target too. Raises OSError."""
+    if os.path.islink(path):
+        target = os.path.realpath(path)
+        os.unlink(path)
+        path = target
+    _wipe_tree(path)
+
+
+def wipe_all(paths: list[str]) -> None:
+    """`wipe` for each; one that can't be does not spare the others. Raises the first OSError at the end."""
+    problem: OSError | None = None
+    for path in paths:
+        try:
+            wipe(path)
+        except OSError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+
+
+def _wipe_tree(path: str) -> None:
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    kind = found.st_mode & 0o170000
+    if kind == 0o040000:
+        for name in os.listdir(path):
+            _wipe_tree(f"{path}/{name}")
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # a file system is mounted there: it is empty now
+                raise
+        return
+    if kind == 0o100000:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for at in range(0, found.st_size, 1 << 20):
+                os.pwrite(fd, bytes(min(1 << 20, found.st_size - at)), at)
+            os.fsync(fd)  # or the zeros would never reach the disk: the blocks are given up next
+        finally:
+            os.close(fd)
+    os.unlink(path)
+
+
+def forget_variables(names: list[bytes]) -> None:
+    """Wipes variables out of the environments of all processes, and their values out of all memory that processes could
+    have copied them to. To be called in a process of its own, which it spares. Raises OSError for those it can't reach.
+
+    A process that is forked meanwhile is found by another look. Frozen ones stay as they are.
+    """
+    done: set[int] = {os.getpid()}
+    values: set[bytes] = set()
+    problems: list[str] = []
+    for _ in range(5):
+        fresh = [pid for pid in user_processes() if pid not in done]
+        if not fresh:
+            break
+        found = {value for pid in fresh for value in wipe_environment(pid, names)}
+        # A value that is new has to be looked for everywhere; at the first look that is all there is.
+        where = [*done - {os.getpid()}, *fresh] if found - values else fresh
+        values |= found
+        done.update(fresh)
+        for pid in where if values else ():
+            try:
+                wipe_memory(pid, names, values)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+            except OSError as error:
+                problems.append(f"process {pid}: {error}")
+    if problems:
+        raise OSError("; ".join(problems[:3]))
+
+
+def user_processes() -> Iterator[int]:
+    """All processes but the kernel's and those that have ended: they execute nothing."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and is_user_process(int(name)):
+            yield int(name)
+
+
+def is_user_process(pid: int) -> bool:
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def wipe_environment(pid: int, names: list[bytes]) -> list[bytes]:
+    """Wipes NAME=VALUE where the kernel put it when the program was started; gives the values."""
+    try:
+        fields = _contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        start, end = int(fields[47]), int(fields[48])  # env_start, env_end: 50 and 51 in proc(5)
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    values = []
+    try:
+        environment = os.pread(memory, min(end - start, 4 << 20), start) if end > start else b""
+        at = 0
+        for item in environment.split(b"\0"):
+            name, equals, value = item.partition(b"=")
+            if equals and name in names:
+                os.pwrite(memory, bytes(len(item)), start + at)
+                values.append(value)
+            at += len(item) + 1
+    except OSError:
+        pass  # it ended
+    finally:
+        os.close(memory)
+    return values
+
+
+def wipe_memory(pid: int, names: list[bytes], values: Iterable[bytes]) -> None:
+    """Overwrites values in a process's private memory: NAME=VALUE by zeros, so that no list of variables has it any
+    more, and what is left of the value by as many "x", so that strings keep their length. Raises OSError."""
+    secrets = [value for value in values if len(value) >= MIN_SECRET]
+    pairs = [(name + b"=" + value, bytes(len(name) + 1 + len(value))) for value in secrets for name in names]
+    wanted = pairs + [(value, b"x" * len(value)) for value in secrets]
+    if not wanted:
+        return
+    overlap = max(len(secret) for secret, _ in wanted) - 1
+    with open(f"/proc/{pid}/maps", "rb") as maps:
+        areas = [line.split(None, 5) for line in maps]
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for area in areas:
+            if area[1][1:2] == b"w" and area[1][3:4] == b"p":
+                start, _, end = area[0].partition(b"-")
+                for first, last in present_runs(pagemap, int(start, 16), int(end, 16)):
+                    _wipe_run(memory, first, last, wanted, overlap)
+    finally:
+        os.close(memory)
+        os.close(pagemap)
+
+
+_CHUNK_OF_MEMORY = 1 << 20
+
+
+def _wipe_run(memory: int, start: int, end: int, wanted: list[tuple[bytes, bytes]], overlap: int) -> None:
+    at = start
+    while at < end:
+        size = min(_CHUNK_OF_MEMORY + overlap, end - at)
+        try:
+            data = os.pread(memory, size, at)
+        except OSError:  # unmapped meanwhile, or a page that can't be read
+            data = b""
+        # What was read stops before a page that can't be: it goes on behind that.
+        step = _CHUNK_OF_MEMORY if len(data) == size else (len(data) | 4095) + 1
+        for secret, substitute in wanted:
+            found = data.find(secret)
+            while found >= 0:
+                os.pwrite(memory, substitute, at + found)
+                data = data[:found] + substitute + data[found + len(secret) :]
+                found = data.find(secret, found)
+        at += step
+
+
+def present_runs(pagemap: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of an area that a process has touched: reading all of what a program reserves could take minutes."""
+    page = 4096
+    run = -1  # where the run that goes on began
+    for at in range(start, end, page << 13):
+        count = min(1 << 13, (end - at) // page)
+        # Bits 63 (present) and 62 (swapped) of each page's 64: the highest of 8 bytes.
+        flags = os.pread(pagemap, count * 8, at // page * 8)[7::8]
+        if not any(flags):
+            if run >= 0:
+                yield run, at
+                run = -1
+            continue
+        for index, flag in enumerate(flags):
+            if flag & 0xC0:
+                run = run if run >= 0 else at + index * page
+            elif run >= 0:
+                yield run, at + index * page
+                run = -1
+    if run >= 0:
+        yield run, end
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Standing still: no user process runs between the moment before a split and a child's fresh entropy
+
+# After so long without a word from the host the guest goes on by itself. It can't know whether it is a copy, so it
+# takes itself for one: its random numbers are seeded anew and its generation changes before anything runs.
+FROZEN_S = 30.0
+_FREEZE_POLL_S = 0.002
+
+
+class Freezer:
+    """Freezes all processes but the agent and the kernel's, by the freezer of cgroup v2.
+
+    Nothing is prepared for it and commands start as ever: processes that are in the agent's own group, or above it, are
+    moved to a group of theirs when it comes to it, and all other groups are frozen as they are.
+    """
+
+    def __init__(self, root: str = "") -> None:
+        """`root`: a directory of cgroup2 in which the agent is; nothing outside of it is frozen. Empty: all is."""
+        self._root = root
+        self._frozen: list[str] = []
+
+    @property
+    def frozen(self) -> bool:
+        return bool(self._frozen)
+
+    def freeze(self, deadline_s: float) -> None:
+        """Returns when none runs. Raises OSError and lets all go on when one does not stop in time, and says which."""
+        if self._frozen:
+            return
+        until = time.monotonic() + deadline_s
+        try:
+            chain = self._chain()
+            shelter = f"{chain[0]}/forky-user"
+            os.makedirs(shelter, exist_ok=True)
+            while True:
+                changed = self._stop_all(chain, shelter)
+                moving = [group for group in self._frozen if not _is_frozen(group)]
+                if not changed and not moving:
+                    return
+                if time.monotonic() > until:
+                    raise OSError(errno.ETIMEDOUT, _who_runs(moving))
+                time.sleep(_FREEZE_POLL_S)
+        except BaseException:
+            self.thaw()
+            raise
+
+    def thaw(self) -> None:
+        """Lets those go on that `freeze` stopped."""
+        groups, self._frozen = self._frozen, []
+        for group in reversed(groups):
+            try:
+                _overwrite(f"{group}/cgroup.freeze", b"0")
+            except FileNotFoundError:
+                pass
+
+    def _chain(self) -> list[str]:
+        """The groups from the root down to the agent's own. Raises OSError."""
+        if self._root:
+            return [self._root]
+        mounted = [line.split() for line in _contents("/proc/mounts").split(b"\n") if b" cgroup2 " in line]
+        own = [line for line in _contents("/proc/self/cgroup").split(b"\n") if line.startswith(b"0::/")]
+        if not mounted or not own:
+            raise OSError(errno.ENOSYS, "the guest has no cgroup v2, which is what freezes its processes")
+        chain = [text(mounted[0][1])]
+        for name in text(own[0][4:]).split("/"):
+            if name:
+                chain.append(f"{chain[-1]}/{name}")
+        return chain
+
+    def _stop_all(self, chain: list[str], shelter: str) -> bool:
+        """Whether there was something left to stop."""
+        changed = False
+        for group in chain:
+            for pid in map(int, _contents(f"{group}/cgroup.procs").split()):
+                if pid and pid != os.getpid() and is_user_process(pid):
+                    changed = _move(pid, shelter) or changed
+            with os.scandir(group) as entries:
+                others = [entry.path for entry in entries if entry.is_dir() and entry.path not in chain]
+            for path in others:
+                if path not in self._frozen and _contents(f"{path}/cgroup.freeze").strip() != b"1":
+                    self._frozen.append(path)
+                    _overwrite(f"{path}/cgroup.freeze", b"1")
+                    changed = True
+        return changed
+
+
+def _move(pid: int, group: str) -> bool:
+    """Whether the process could be moved; not when it has just ended."""
+    try:
+        _overwrite(f"{group}/cgroup.procs", str(pid).encode())
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return True
+
+
+def _is_frozen(group: str) -> bool:
+    try:
+        return b"frozen 1" in _contents(f"{group}/cgroup.events")
+    except FileNotFoundError:
+        return True
+
+
+def _who_runs(groups: list[str]) -> str:
+    """Names a process that does not stop: one in the middle of a system call that can't be interrupted, or else any."""
+    candidates: list[tuple[bool, str]] = []
+    for group in groups:
+        for directory, _, _ in os.walk(group):
+            for pid in _contents(f"{directory}/cgroup.procs").split():
+                for thread in _names(f"/proc/{text(pid)}/task"):
+                    try:
+                        name, _, rest = _contents(f"/proc/{text(pid)}/task/{thread}/stat").rpartition(b")")
+                    except (FileNotFoundError, ProcessLookupError):
+                        continue
+                    state = text(rest.split()[0])
+                    if state in "DR":
+                        what = "is in a system call that can't be interrupted" if state == "D" else "runs on"
+                        candidates.append(
+                            (state != "D", f"process {text(pid)} ({text(name).partition('(')[2]}) {what}")
+                        )
+    return min(candidates)[1] if candidates else "processes do not stop in time"
 
 
 def _contents(path: str) -> bytes:
@@ -432,6 +1293,8 @@ def _overwrite(path: str, data: bytes) -> None:
 # A command is over when it has exited and its output is drained; background children may keep the pipes open for ever,
 # so this long after the exit what is in the pipes then is sent and the rest is not waited for.
 DRAIN_S = 0.2
+# IPv6 has told its neighbourhood of itself by then.
+RECOUNT_S = 3.0
 # Between asking a command to end (SIGHUP) and ending it.
 KILL_S = 2.0
 _PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -471,8 +1334,8 @@ class Call:
 class Agent:
     """The loop: one thread, one epoll, everything else is a process of its own."""
 
-    def __init__(self, port: Port, identity: Identity, init: bool) -> None:
-        self.port, self.identity, self.init = port, identity, init
+    def __init__(self, port: Port, identity: Identity, init: bool, freezer: Freezer) -> None:
+        self.port, self.identity, self.init, self.freezer = port, identity, init, freezer
         self.session: Session | None = None
         self.session_id = b""
         self.welcome = b""
@@ -486,7 +1349,11 @@ class Agent:
         self.writing = b""  # a part of the stream that has begun: it is finished whatever happens
         self.acknowledge = False
         self.settlers: list[int] = []  # calls that wait until nothing is left to prepare
-        self.chores: list[Callable[[], None]] = [self._prepare_for_calls]
+        # Calls that came while user processes stand still, and what came for them: they begin when these go on.
+        self.held: dict[int, tuple[str, list[tuple[str, bytes]], list[Frame]]] = {}
+        self.recount_at = 0.0
+        self.thaw_at = 0.0  # when to go on without a word from the host
+        self.chores: list[Callable[[], object]] = [self._prepare_for_calls, identity.prepare]
         if init:
             self.chores.append(self._grow_root)
         self.chores.append(self._warm_up)
@@ -522,6 +1389,7 @@ class Agent:
             return STALL_S
         if (
             self.welcome
+            and not self.freezer.frozen
             and not self.writing
             and not self.queue
             and (self.chores or (self.settlers and not self.helpers))
@@ -529,6 +1397,10 @@ class Agent:
             return 0
         now = time.monotonic()
         due = [] if self.welcome or not self.chores else [now + 1.0]
+        if self.freezer.frozen:
+            due.append(self.thaw_at)
+        elif self.identity.recount:
+            due.append(self.recount_at)
         if self.writing or self.queue:
             due.append(now + 1.0)  # in case the wake-up for room in the port is missed
         for call in (*self.calls.values(), *self.orphans):
@@ -556,9 +1428,17 @@ class Agent:
                 _signal_group(call.pid, 9)
             if call.code is not None and not call.final and now >= call.exited_at + DRAIN_S:
                 self._last_drain(call)
-        idle = not self.writing and not self.queue and not self.decoder.stalled
+        if self.freezer.frozen and now >= self.thaw_at:
+            self._go_on_alone()
+        elif self.identity.recount and now >= self.recount_at:
+            self.identity.recount = False
+            self.chores.append(self.identity.count_neighbours)
+        idle = not self.writing and not self.queue and not self.decoder.stalled and not self.freezer.frozen
         if idle and self.chores and (self.welcome or now - self.began > 1.0):
-            self.chores.pop(0)()
+            try:
+                self.chores.pop(0)()
+            except OSError as error:  # a full /run must not be the machine's end
+                complain(f"a chore was not done: {error}")
         if self.settlers and not self.chores and not self.helpers:
             for id_ in self.settlers:
                 self._finish(id_, ("code", "0"))
@@ -639,19 +1519,28 @@ class Agent:
             self._forget_session(fields.get("orphans", b"run"))
             self.session_id, self.session = fields["session"], Session(frame.tag)
             steps = self.identity.take_on(fields)
+            # A child whose random numbers may be its siblings' stays as it is: the host ends it.
+            if self.freezer.frozen and not dict(steps).get("entropy"):
+                self._thaw()
+            if self.prepared and self.identity.spent:
+                self.chores.append(self.identity.prepare_generation)
+            if self.identity.recount:
+                self.recount_at = time.monotonic() + RECOUNT_S
+            if self.identity.background:
+                self.chores.append(self._work_in_background)
             self.welcome = pack(
                 ("session", self.session_id),
                 ("version", VERSION),
                 ("pid", str(os.getpid())),
                 ("uptime-ns", str(time.clock_gettime_ns(time.CLOCK_BOOTTIME))),
-                *((f"step:{name}", problem[:300]) for name, problem in steps),
-            )
+            ) + report(steps)
         self.queue.append(encode(WELCOME, frame.tag, payload=self.welcome + pack(("time-ns", str(time.time_ns())))))
         self._flush()
 
     def _forget_session(self, orphans: bytes) -> None:
         self.queue.clear()
         self.opening.clear()
+        self.held.clear()
         self.settlers.clear()
         self.acknowledge = False
         calls, self.calls = self.calls, {}
@@ -674,6 +1563,11 @@ class Agent:
     def _on_call_frame(self, frame: Frame) -> None:
         if frame.type == OPEN:
             self._on_open(frame)
+            return
+        if frame.call in self.held:
+            self.held[frame.call][2].append(frame)
+            if frame.type == CONTROL and b"cancel" in frame.payload:
+                del self.held[frame.call]
             return
         call = self.calls.get(frame.call)
         if call is None:
@@ -703,24 +1597,58 @@ class Agent:
             return
         del self.opening[frame.call]
         fields = unpack(bytes(request))
-        op = text(dict(fields)["op"])
+        self._begin(frame.call, text(dict(fields)["op"]), fields)
+
+    def _begin(self, id_: int, op: str, fields: list[tuple[str, bytes]]) -> None:
+        if self.freezer.frozen and (op == "exec" or op in _WORK):
+            self.held[id_] = (op, fields, [])
+            return
         try:
             if op == "settle":
-                self.settlers.append(frame.call)
+                self.settlers.append(id_)
             elif op == "stat":
-                self._finish(frame.call, *stat(dict(fields)["path"]))
+                self._finish(id_, *stat(dict(fields)["path"]))
             elif op == "clock":
                 self.identity.clock(dict(fields)["time-ns"])
-                self._finish(frame.call, ("code", "0"))
+                self._finish(id_, ("code", "0"))
+            elif op == "quiesce":
+                self.freezer.freeze(float(dict(fields)["deadline"]))
+                self.thaw_at = time.monotonic() + FROZEN_S
+                self._finish(id_, ("code", "0"))
+            elif op == "thaw":
+                self._thaw()
+                self._finish(id_, ("code", "0"))
             elif op == "poweroff":
+                self._thaw()
                 self.poweroff_at = time.monotonic() + 1.0
-                self._finish(frame.call, ("code", "0"))
+                self._finish(id_, ("code", "0"))
             else:
-                self._start(frame.call, op, fields)
+                self._start(id_, op, fields)
         except Refused as error:
-            self._finish(frame.call, ("code", "-1"), ("kind", error.kind), ("failure", str(error)))
+            self._finish(id_, ("code", "-1"), ("kind", error.kind), ("failure", str(error)))
         except OSError as error:
-            self._finish(frame.call, ("code", "-1"), ("kind", "failed"), ("failure", str(error)))
+            self._finish(id_, ("code", "-1"), ("kind", "failed"), ("failure", _why(error)))
+
+    # -- standing still
+
+    def _thaw(self) -> None:
+        """User processes go on, and calls that waited for that begin."""
+        self.freezer.thaw()
+        held, self.held = self.held, {}
+        for id_, (op, fields, frames) in held.items():
+            self._begin(id_, op, fields)
+            for frame in frames:
+                self._on_call_frame(frame)
+
+    def _go_on_alone(self) -> None:
+        complain(f"the host said nothing for {FROZEN_S:.0f} s after it had all processes stand still: they go on")
+        try:
+            self.identity.reseed()
+            self.identity.generation(os.urandom(16).hex().encode())
+            self.identity.notify()
+        except OSError as error:
+            complain(f"the generation could not be changed: {error}")
+        self._thaw()
 
     def _start(self, id_: int, op: str, fields: list[tuple[str, bytes]]) -> None:
         self._prepare_for_calls()
@@ -874,7 +1802,11 @@ class Agent:
                 return
             if not pid:
                 return
-            self.helpers.discard(pid)
+            if pid in self.helpers:
+                self.helpers.remove(pid)
+                if not self.helpers and self.identity.on_background is not None:
+                    then, self.identity.on_background = self.identity.on_background, None
+                    then()
             for call in (*self.calls.values(), *self.orphans):
                 if call.pid == pid and call.code is None:
                     code = os.waitstatus_to_exitcode(status)
@@ -953,6 +1885,15 @@ class Agent:
             self._help(["true"])
         except OSError as error:
             complain(f"no command could be run: {error}")
+
+    def _work_in_background(self) -> None:
+        """What a child still has to do after it was handed out: SSH keys that take long to make."""
+        commands, self.identity.background = self.identity.background, []
+        for command in commands:
+            try:
+                self._help(command)
+            except OSError as error:
+                complain(f"{command[0]}: {error}")
 
     def _help(self, argv: list[str]) -> None:
         import subprocess
@@ -1267,6 +2208,7 @@ _LATER = (
     ("devpts", "/dev/pts", "nosuid,noexec,mode=0620,gid=5,ptmxmode=0666"),
     ("tmpfs", "/dev/shm", "nosuid,nodev"),
     ("tmpfs", "/tmp", "nosuid,nodev,mode=1777"),
+    ("cgroup2", "/sys/fs/cgroup", "nosuid,nodev,noexec"),
 )
 
 
@@ -1354,8 +2296,8 @@ def power_off() -> None:
 
 
 def main(arguments: Iterable[str]) -> None:
-    """`--init | --service | --socket PATH`, and for tests `--root DIR` and `--skip STEP,STEP`."""
-    mode, path, root, skip = "--service", "", "", ""
+    """`--init | --service | --socket PATH`, and for tests `--root DIR`, `--cgroups DIR` and `--skip STEP,STEP`."""
+    mode, path, root, skip, cgroups = "--service", "", "", "", ""
     rest = iter(arguments)
     for argument in rest:
         if argument in ("--init", "--service"):
@@ -1366,6 +2308,8 @@ def main(arguments: Iterable[str]) -> None:
             root = next(rest)
         elif argument == "--skip":
             skip = next(rest)
+        elif argument == "--cgroups":
+            cgroups = next(rest)
         else:
             raise SystemExit(f"forky-agent: «{argument}» is not an option")
     if mode == "--init":
@@ -1373,7 +2317,7 @@ def main(arguments: Iterable[str]) -> None:
         mount_missing(_AT_ONCE)
         link_devices()
     port = Socket(path) if path else Port()
-    Agent(port, Identity(root, frozenset(skip.split(","))), mode == "--init").run()
+    Agent(port, Identity(root, frozenset(skip.split(","))), mode == "--init", Freezer(cgroups)).run()
     if mode == "--init":
         power_off()
     elif mode == "--service":

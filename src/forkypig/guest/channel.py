@@ -19,7 +19,10 @@ import structlog
 from forkypig.agent import agent as wire
 from forkypig.errors import ForkyError, GuestUnresponsive, InternalError, InvalidRequest, MachineFailed
 from forkypig.guest.calls import Call, ExecCall, ExecSpec, Upload
+from forkypig.guest.identity import Identity
 from forkypig.guest.link import Link
+
+__all__ = ["AgentInfo", "FileStat", "GuestChannel", "Identity", "Orphans", "State"]
 
 log = structlog.get_logger()
 
@@ -31,9 +34,12 @@ _REPEAT_MAX_S = 2.0
 _PROBE_S = 5.0
 _CONNECT_S = 5.0
 _SETTLE_S = 120.0
-# A clock that is off by less was set right, and the greeting lay in the channel for the rest.
+# A clock that is off by less was set right, and the greeting lay in the channel for the rest. It is set again at most
+# so often: on a host so busy that an answer takes longer, no try would be better.
 _CLOCK_TOLERANCE_S = 0.05
-_ENTROPY_BYTES = 64
+_CLOCK_TRIES = 3
+# The agent answers by its own deadline; this much more is for a guest that waits for its CPU.
+_QUIESCE_GRACE_S = 5.0
 Orphans = Literal["run", "kill"]
 
 
@@ -45,14 +51,6 @@ class State(Enum):
     OPEN = "open"
     RESUMING = "resuming"  # moved, and the guest has not said yet what it has
     CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a fork's child is to be. Entropy and time are taken when it is sent."""
-
-    hostname: str
-    machine_id: str  # 32 hexadecimal digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ class GuestChannel:
         if self.state is not State.NEW:
             raise InternalError(f"the channel to {self.machine} is {self.state.value}: it can be opened once")
         if identity is not None:
-            _check(identity)
+            identity.check()
         self._identity, self._orphans = identity, orphans
         try:
             self._link = await Link.connect(path, deadline_s)
@@ -165,8 +163,24 @@ class GuestChannel:
                 f"and would repeat its siblings' random numbers: check its kernel and its image's agent"
             )
         if self._identity is not None and abs(int(fields["time-ns"]) / 1e9 - time.time()) > _CLOCK_TOLERANCE_S:
-            self._call(wire.pack(("op", "clock"), ("time-ns", str(time.time_ns()))))
+            await self._correct_clock(deadline_s)
         return info
+
+    async def _correct_clock(self, deadline_s: float) -> None:
+        """The greeting lay in the channel until the guest ran: sets the clock again, until that took no longer than it
+        may be off. Raises GuestUnresponsive."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                for _ in range(_CLOCK_TRIES):
+                    began = time.monotonic()
+                    await self.set_clock()
+                    if time.monotonic() - began <= _CLOCK_TOLERANCE_S:
+                        break
+        except TimeoutError as error:
+            raise GuestUnresponsive(
+                f"the agent of machine {self.machine} greeted and then did not set its clock in {deadline_s:.0f} s: "
+                f"see `forky logs {self.machine}` for what the guest does"
+            ) from error
 
     async def close(self) -> None:
         """Ends the channel; calls in flight fail. What they started in the guest goes on until a new session."""
@@ -300,6 +314,31 @@ class GuestChannel:
                 f"see `forky logs {self.machine}`"
             ) from error
 
+    async def quiesce(self, deadline_s: float) -> None:
+        """Freezes all of the guest's user processes; returns when none runs any more.
+
+        A child that is split while they are frozen lets them go on by itself, when it has taken on its identity; the
+        parent wants `thaw`. A guest that hears nothing for `wire.FROZEN_S` takes itself for a copy, seeds its random
+        numbers anew and lets them go on. Raises NotPossibleNow when a process does not stop by the deadline (all go on
+        then), GuestUnresponsive when the agent doesn't answer.
+        """
+        call = self._call(wire.pack(("op", "quiesce"), ("deadline", repr(float(deadline_s)))))
+        try:
+            async with asyncio.timeout(deadline_s + _QUIESCE_GRACE_S):
+                await call.finished()
+        except TimeoutError as error:
+            raise GuestUnresponsive(
+                f"the agent of machine {self.machine} did not say in {deadline_s:.0f} s that the guest stands still: "
+                f"see `forky logs {self.machine}`, or fork without --quiesce"
+            ) from error
+        finally:
+            if call.result is None and not self._is_closed():
+                self._call(wire.pack(("op", "thaw")))  # in the channel behind the other: nobody waits for it
+
+    async def thaw(self) -> None:
+        """Lets the guest's user processes go on, after `quiesce`; nothing happens when they do already."""
+        await self._call(wire.pack(("op", "thaw"))).finished()
+
     async def set_clock(self) -> None:
         """Sets the guest's wall clock to the host's, as after a pause."""
         await self._call(wire.pack(("op", "clock"), ("time-ns", str(time.time_ns())))).finished()
@@ -341,13 +380,7 @@ class GuestChannel:
     def _greet(self) -> None:
         fields: list[tuple[str, str | bytes]] = [("session", self._session_id), ("orphans", self._orphans)]
         if self._identity is not None:
-            fields += [
-                ("entropy", secrets.token_bytes(_ENTROPY_BYTES)),
-                ("hostname", self._identity.hostname),
-                ("machine-id", self._identity.machine_id),
-                ("generation", self._session_id),
-                ("clock", str(time.time_ns())),
-            ]
+            fields += self._identity.fields(self._session_id)
         self._greeted = time.monotonic()
         self._write(wire.encode(wire.HELLO, self._session.tag, payload=wire.pack(*fields)))
 
@@ -466,13 +499,6 @@ class GuestChannel:
     def _become(self, state: State) -> None:
         log.debug("channel", machine=self.machine, was=self.state.value, state=state.value)
         self.state = state
-
-
-def _check(identity: Identity) -> None:
-    if not identity.hostname or any(c in identity.hostname for c in "\n\0 "):
-        raise InvalidRequest(f"«{identity.hostname[:80]}» can't be a host name")
-    if len(identity.machine_id) != 32 or set(identity.machine_id) - set("0123456789abcdef"):
-        raise InvalidRequest("a machine id is 32 hexadecimal digits")
 
 
 def _absolute(path: str) -> str:

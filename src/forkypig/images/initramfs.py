@@ -20,6 +20,7 @@ for module in {modules}; do insmod /modules/$module.ko; done
 mount -t ext4 -o rw,noatime /dev/vda /root || {{ echo "forky: the root disk could not be mounted"; exit 1; }}
 mount -t proc -o nosuid,nodev,noexec proc /root/proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /root/sys
+mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /root/sys/fs/cgroup
 mount -o move /dev /root/dev
 mkdir -p /root/dev/pts /root/dev/shm
 mount -t devpts -o nosuid,noexec,mode=0620,gid=5,ptmxmode=0666 devpts /root/dev/pts

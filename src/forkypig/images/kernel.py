@@ -27,7 +27,8 @@ BOOT_MODULES = (
     *("crc32c_generic", "crc32c-intel", "crc16", "mbcache", "jbd2", "ext4"),
 )
 
-# In /lib/modules, for modprobe and for the kernel's own requests: file systems, containers' networks, sharing.
+# In /lib/modules, for modprobe and for the kernel's own requests: file systems, containers' networks, sharing, and the
+# list of connections, by which a fork's child ends those that it inherited.
 _MORE_MODULES = (
     *("virtio-rng", "virtio_balloon", "virtiofs", "fuse", "overlay", "loop", "squashfs", "isofs", "vfat"),
     *("nls_cp437", "nls_ascii", "nls_utf8"),
@@ -35,6 +36,7 @@ _MORE_MODULES = (
     *("nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_compat"),
     *("nft_reject", "nft_reject_inet", "xt_MASQUERADE", "xt_conntrack", "xt_addrtype", "ip_tables", "iptable_nat"),
     *("iptable_filter", "ip6_tables", "9p", "9pnet_virtio", "vsock", "vmw_vsock_virtio_transport"),
+    *("inet_diag", "tcp_diag", "udp_diag"),
 )
 
 _UNPACK_LIMIT_S = 300.0  # 6 s on an idle core

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forkypig.errors import InternalError
 
-VERSION = 1
+VERSION = 2
 SUITE = "bookworm"
 ARCHITECTURE = "amd64"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -29,7 +29,7 @@ CMDLINE = (
 )
 
 AGENT_SOURCE = "/usr/lib/forky/agent.py"
-AGENT = "/usr/lib/forky/agent.pyc"  # compiled in the image: compiling 1400 lines takes 0.5 s under TCG
+AGENT = "/usr/lib/forky/agent.pyc"  # compiled in the image: compiling 1400 lines took 0.5 s under TCG
 # -I -S: neither the environment nor site-packages may break it. -B: it writes nothing to the disk that it is to fork.
 INIT = ("/usr/bin/python3", "-I", "-S", "-B", AGENT, "--init")
 

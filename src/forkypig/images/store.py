@@ -7,11 +7,12 @@ deleted. Names that begin with a dot are builds and removals under way.
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forkypig.errors import InternalError, InvalidRequest, NotFound, NotPossibleNow, ResourceExhausted
@@ -28,6 +29,7 @@ from forkypig.images.manifest import (
 from forkypig.model import Image, ImageId
 from forkypig.model.ids import is_id
 
+SETTINGS = "settings.json"  # what can be changed after the build
 BUILDING, REMOVING = ".building-", ".removing-"
 
 
@@ -50,7 +52,30 @@ class ImageStore:
 
     def list(self) -> Sequence[Image]:
         """All complete images, oldest first."""
-        return [manifest.image() for manifest in self.manifests()]
+        return [self._image(manifest) for manifest in self.manifests()]
+
+    def _image(self, manifest: Manifest) -> Image:
+        return replace(manifest.image(), forget_files=self.forget_files(manifest.image_id))
+
+    def forget_files(self, image: ImageId) -> tuple[str, ...]:
+        """The files that forks of the image's machines don't have. Raises InvalidRequest when that can't be read: a
+        secret must not stay because of it."""
+        try:
+            return tuple(str(path) for path in json.loads((self.root / image / SETTINGS).read_bytes())["forget_files"])
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest(
+                f"the settings of image {image} can't be read ({error!r}): set them anew with forky image set"
+            ) from error
+
+    def set_forget_files(self, image: ImageId, paths: Sequence[str]) -> Image:
+        """Changes them. The settings are no part of what the image's id names."""
+        manifest = self.manifest(image)
+        new = self.root / image / f"{SETTINGS}.new"
+        new.write_text(json.dumps({"forget_files": list(paths)}) + "\n")
+        new.replace(self.root / image / SETTINGS)
+        return self._image(manifest)
 
     def manifests(self) -> Sequence[Manifest]:
         """The manifests of all complete images, oldest first."""
@@ -69,10 +94,10 @@ class ImageStore:
     def get(self, ref: str) -> Image:
         """The image with this id, or the newest one with this name; NotFound when there is none."""
         if is_id(ref):
-            return self.manifest(ImageId(ref)).image()
+            return self._image(self.manifest(ImageId(ref)))
         for manifest in reversed(self.manifests()):
             if manifest.name == ref:
-                return manifest.image()
+                return self._image(manifest)
         raise NotFound("image", ref[:80], "`forky image ls` lists what there is, `forky image build` makes the default")
 
     def files(self, image: ImageId) -> ImageFiles:
