@@ -54,6 +54,11 @@ class HomePaths:
         return self.home / "layers"
 
     @property
+    def network_state(self) -> Path:
+        """The file that says what hostd has changed in the host's network; there as long as any of it is."""
+        return self.home / "network.json"
+
+    @property
     def database(self) -> Path:
         return self.home / "controller.db"
 

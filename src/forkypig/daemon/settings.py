@@ -19,7 +19,11 @@ class Settings(HomePaths, BaseSettings):
     home: Path = Field(default_factory=default_home)
     qemu: str = "qemu-system-x86_64"  # program; a name is looked up in PATH
     accelerator: str = "auto"  # auto | kvm | tcg
-    network: str = "user"  # user: QEMU's user-mode network; none: no network card
+    network: str = "auto"  # nat: a namespace per machine; user: QEMU's user-mode network; none: no packet; auto
+    bridge: str = ""  # of the nat network, on the host; "": a name of this home's own
+    subnet: str = "auto"  # where machines have their addresses; auto: the first /20 of 10.112.0.0/12 that is free
+    mtu: int = 1500
+    nameservers: str = ""  # of outside names, a,b,…; "": those of /etc/resolv.conf
     shells: int = 1  # kept ready per template and shape
     settle_after_s: float = 20.0  # a snapshot's memory goes to its file this long after its fork
     log_level: str = "info"

@@ -42,6 +42,7 @@ async def run(settings: Settings) -> None:
         except ForkyError as error:
             log.warning("no pager", error=str(error))
         host = Host(settings, build, chosen, pager)
+        await host.network.open(host)
         await adopt(host)
         services = (host_pb2.DESCRIPTOR.services_by_name["Host"], agent_pb2.DESCRIPTOR.services_by_name["Agent"])
 
@@ -62,8 +63,13 @@ def main() -> int:
         print(f"hostd runs already for {settings.home}", file=sys.stderr)
         return 1
     raise_open_files()
-    asyncio.run(run(settings))
-    del lock
+    try:
+        asyncio.run(run(settings))
+    except ForkyError as error:
+        print(f"hostd can't start: {error}", file=sys.stderr)
+        return 1
+    finally:
+        del lock
     return 0
 
 

@@ -43,6 +43,8 @@ async def adopt(host: "Host") -> None:
     for machine in machines:
         await _adopt_machine(host, machine, running)
     await _end_strangers(host, running)
+    await host.network.sweep(host.machines.values())
+    await asyncio.to_thread(host.groups.sweep, {live.id for live in host.machines.values() if live.process is not None})
 
 
 async def _finish_split(
@@ -159,6 +161,7 @@ async def _adopt_snapshot(host: "Host", record: SnapshotRecord, running: dict[st
 async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str, int]) -> None:
     live = LiveMachine(record, host.machine_saver)
     host.machines[live.id] = live
+    live.slot = await host.network.adopt(record.slot)
     state = live.state
     if state in (MachineState.CREATING, MachineState.REMOVING):
         log.info("half-made machine removed", machine=live.id, state=state.value)
@@ -192,10 +195,15 @@ async def _adopt_running(host: "Host", live: LiveMachine, pid: int) -> None:
     except ForkyError as error:
         live.update(MachineState.FAILED, failure=f"its QEMU does not answer: {error}")
         return
+    try:
+        await host.limit(live, live.process)
+    except ForkyError as error:
+        log.error("a machine runs without its limits", machine=live.id, error=str(error))
+    host.network.point(live)  # hostd may have died after the switch of a split that was undone
     host.watch(live)
     live.update(MachineState.RUNNING if runs else MachineState.PAUSED)
     log.info("adopted", machine=live.id, pid=pid, state=live.state.value)
-    host.spawn(host.reopen_channel(live), f"reopen-{live.id}")
+    host.find_agent(live)
 
 
 async def _kill(host: "Host", process_id: str, running: dict[str, int]) -> None:

@@ -26,8 +26,8 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    def _agent(self, machine: str) -> GuestChannel:
-        return self._host.machine(machine).agent()
+    async def _agent(self, machine: str) -> GuestChannel:
+        return await self._host.machine(machine).ready_agent()
 
     async def Exec(
         self, request_iterator: AsyncIterator[pb.ExecRequest], context: _Context
@@ -36,7 +36,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             first = await anext(aiter(request_iterator), None)
             if first is None or first.WhichOneof("request") != "start":
                 raise InvalidRequest("the first message of Exec must be `start`")
-            call = await self._agent(first.start.machine).exec(_spec(first.start))
+            call = await (await self._agent(first.start.machine)).exec(_spec(first.start))
             feeding = asyncio.create_task(_feed(call, request_iterator))
             try:
                 async for event in call:
@@ -51,7 +51,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def Download(self, request: pb.DownloadRequest, context: _Context) -> AsyncIterator[pb.DownloadResponse]:
         try:
             _check_absolute(request.path)
-            async for data in self._agent(request.machine).download(request.path):
+            async for data in (await self._agent(request.machine)).download(request.path):
                 yield pb.DownloadResponse(data=data)
         except Exception as error:
             await abort(context, error)
@@ -62,7 +62,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             if first is None or first.WhichOneof("request") != "start":
                 raise InvalidRequest("the first message of Upload must be `start`")
             _check_absolute(first.start.directory)
-            upload = await self._agent(first.start.machine).upload(first.start.directory)
+            upload = await (await self._agent(first.start.machine)).upload(first.start.directory)
             with contextlib.closing(upload):
                 async for request in request_iterator:
                     await upload.write(request.data)
@@ -74,7 +74,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def StatPath(self, request: pb.StatPathRequest, context: _Context) -> pb.StatPathResponse:
         try:
             _check_absolute(request.path)
-            found = await self._agent(request.machine).stat(request.path)
+            found = await (await self._agent(request.machine)).stat(request.path)
             return pb.StatPathResponse(
                 exists=found.exists, directory=found.directory, size_bytes=found.size_bytes, mode=found.mode
             )

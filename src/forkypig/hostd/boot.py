@@ -17,7 +17,18 @@ from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
 from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Parts, Shell
 from forkypig.images.store import ImageFiles
-from forkypig.model import ImageId, Machine, MachineId, MachineState, Shape, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model import (
+    ImageId,
+    Machine,
+    MachineConfig,
+    MachineId,
+    MachineState,
+    Shape,
+    Snapshot,
+    SnapshotId,
+    SnapshotKind,
+)
+from forkypig.net.slot import Slot
 from forkypig.qemu import memory, split
 from forkypig.qemu.command import DirectBoot, Hardware
 from forkypig.qemu.process import last_words
@@ -31,9 +42,13 @@ log = structlog.get_logger()
 BOOT_TIMEOUT_S = 180.0
 
 
-async def boot_machine(host: "Host", machine_id: MachineId, name: str, image: ImageId, shape: Shape) -> Machine:
+async def boot_machine(
+    host: "Host", machine_id: MachineId, name: str, image: ImageId, shape: Shape, config: MachineConfig
+) -> Machine:
     """Boots a machine from an image; returns when its agent has answered."""
     hardware = host.hardware()
+    host.network.check_room(1)
+    host.network.check_possible(config)
     parts = host.maker.new_parts()
     files = host.images.files(image)
     live = host.new_machine(
@@ -47,6 +62,7 @@ async def boot_machine(host: "Host", machine_id: MachineId, name: str, image: Im
                 accelerator=hardware.accelerator,
                 accelerator_reason=host.accelerator_reason,
                 created_us=now_us(),
+                config=config,
             ),
             hardware=hardware,
             process_id=parts.process_id,
@@ -68,6 +84,7 @@ async def boot_machine(host: "Host", machine_id: MachineId, name: str, image: Im
 async def start_machine(host: "Host", live: LiveMachine) -> Machine:
     """Boots a stopped machine from its own disk."""
     with live.operation("starting", MachineState.STOPPED, MachineState.FAILED):
+        await host.network.renew(live)
         old = host.maker.parts(live.record.process_id)
         parts = replace(host.maker.new_parts(), disk=live.record.disk)
         await _boot(host, live, parts)
@@ -78,27 +95,47 @@ async def start_machine(host: "Host", live: LiveMachine) -> Machine:
 async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
     """Starts QEMU with the image's kernel on `parts.disk`, and waits for the agent to take on the identity."""
     async with contextlib.AsyncExitStack() as undo:
+        machine, was = live.record.machine, live.slot
+        undo.push_async_callback(live.leave_group)
         shell = await _start(
-            host, live.record.machine.image, live.record.machine.shape, live.record.hardware, parts, live.record.console
+            host, machine.image, machine.shape, live.record.hardware, parts, live.record.console, slot=was
         )
         undo.push_async_callback(shell.process.kill)
-        identity = Identity(hostname=live.name, machine_id=secrets.token_hex(16))
+        if shell.slot is not was:
+            undo.push_async_callback(host.network.release, shell.slot)
+        elif was is not None:
+            was.switch(parts.process_id)
+        if was is None:  # else it is as it was before the stop
+            await host.network.configure(shell.slot, shell.process, None, machine.config)
+        await host.limit(live, shell.process)
+        identity = Identity(hostname=live.name, machine_id=secrets.token_hex(16), forked=False)
         channel = await greet(live.id, shell, identity)
         undo.pop_all()
-    live.process, live.channel = shell.process, channel
+    live.process, live.channel, live.slot = shell.process, channel, shell.slot
     host.watch(live)
     live.update(
         MachineState.RUNNING,
         process_id=parts.process_id,
         memory=None,
         generation_id=shell.generation_id,
+        slot=shell.slot.name if shell.slot is not None else "",
     )
 
 
-async def _start(host: "Host", image: ImageId, shape: Shape, hardware: Hardware, parts: Parts, console: Path) -> Shell:
+async def _start(
+    host: "Host",
+    image: ImageId,
+    shape: Shape,
+    hardware: Hardware,
+    parts: Parts,
+    console: Path,
+    slot: Slot | None = None,
+) -> Shell:
     files = host.images.files(image)
     boot = DirectBoot(files.kernel, files.initrd, files.cmdline)
-    return await host.maker.start(parts, hardware=hardware, shape=shape, memory=None, boot=boot, console=console)
+    return await host.maker.start(
+        parts, hardware=hardware, shape=shape, memory=None, boot=boot, console=console, slot=slot
+    )
 
 
 async def greet(name: str, shell: Shell, identity: Identity | None) -> GuestChannel:
@@ -155,6 +192,7 @@ async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, s
         host.save_snapshot(record)
         undo.pop_all()
     host.keep_frozen(record, process)
+    await host.network.release(shell.slot)
     host.spawn(process.session.close(), f"close-{process.id}")
     settle_later(host, snapshot_id)
     return record.snapshot

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forkypig.daemon.server import now_us
-from forkypig.errors import ForkyError, MachineFailed, ResourceExhausted
+from forkypig.errors import ForkyError, GuestUnresponsive, MachineFailed, ResourceExhausted
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.hostd import faults
 from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.records import MachineRecord, SnapshotRecord
 from forkypig.hostd.shells import Shell
-from forkypig.model import Child, Machine, MachineId, MachineState
+from forkypig.model import Child, ForkOptions, Machine, MachineConfig, MachineId, MachineState, SnapshotKind
 from forkypig.qemu import split
 from forkypig.qemu.process import last_words
 
@@ -41,6 +41,22 @@ class NewChild:
 
     id: MachineId
     name: str
+    config: MachineConfig = MachineConfig()
+
+
+def check_forgettable(variables: tuple[str, ...] = (), files: tuple[str, ...] = ()) -> None:
+    """Raises InvalidRequest for what no guest could forget."""
+    Identity(hostname="child", machine_id="0" * 32, forget=variables, forget_files=files).check()
+
+
+def check_possible(host: "Host", new: Sequence[NewChild], options: ForkOptions) -> None:
+    """Before anything is touched: raises where the host has no memory or addresses for so many, can't give them what
+    their configs say, or what they are to forget can't be."""
+    check_forgettable(options.forget)
+    check_memory(len(new) + 1)  # and a successor
+    host.network.check_room(len(new))
+    for child in new:
+        host.network.check_possible(child.config)
 
 
 def check_memory(count: int) -> None:
@@ -74,6 +90,7 @@ def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachi
                 accelerator=record.hardware.accelerator,
                 accelerator_reason=host.accelerator_reason,
                 created_us=now_us(),
+                config=child.config,
             ),
             hardware=record.hardware,
             process_id="",
@@ -85,14 +102,14 @@ def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachi
     )
 
 
-async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, *, paused: bool, began: float) -> Child:
+async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options: ForkOptions, *, began: float) -> Child:
     """Makes one child ready. On failure nothing of it is left but its record, which the caller drops."""
     async with contextlib.AsyncExitStack() as undo:
         async with host.births:
             started = time.perf_counter()
-            shell = host.pool.take(record.snapshot.id) or await host.maker.for_snapshot(
-                record, host.memory_path(record.snapshot.id)
-            )
+            shell = await host.pool.take(record.snapshot.id)
+            if shell is None:
+                shell = await host.maker.for_snapshot(record, host.memory_path(record.snapshot.id))
             undo.push_async_callback(shell.discard)
             log.info(
                 "child has a shell",
@@ -100,31 +117,56 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, *, pause
                 waited_ms=_ms(began, started),
                 shell_ms=_ms(started, time.perf_counter()),
             )
-            channel = await _load(live, shell, undo)
-            if paused:
+            faults.reach("child-network")
+            await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
+            joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
+            undo.push_async_callback(asyncio.wait, {joining})
+            channel = await _load(live, shell, options, _forget_files(host, record), undo)
+            await joining
+            if options.paused:
                 await split.stop(shell.process)
         faults.reach("child-record")
         undo.pop_all()
-        live.process, live.channel = shell.process, channel
+        live.process, live.channel, live.slot = shell.process, channel, shell.slot
         host.watch(live)
         live.update(
-            MachineState.PAUSED if paused else MachineState.RUNNING,
+            MachineState.PAUSED if options.paused else MachineState.RUNNING,
             process_id=shell.parts.process_id,
             disk=shell.parts.disk,
             console=shell.console,
             generation_id=shell.generation_id,
+            slot=shell.slot.name if shell.slot is not None else "",
         )
         return Child(live.view(), (time.perf_counter() - began) * 1000)
 
 
-async def _load(live: LiveMachine, shell: Shell, undo: contextlib.AsyncExitStack) -> GuestChannel:
+def _forget_files(host: "Host", record: SnapshotRecord) -> tuple[str, ...]:
+    """What the image's settings say; a machine that starts from the template has what the image has."""
+    if record.snapshot.kind is SnapshotKind.TEMPLATE:
+        return ()
+    return host.images.forget_files(record.snapshot.image)
+
+
+async def _load(
+    live: LiveMachine,
+    shell: Shell,
+    options: ForkOptions,
+    forget_files: tuple[str, ...],
+    undo: contextlib.AsyncExitStack,
+) -> GuestChannel:
     """Loads the snapshot and lets the agent take on the child's identity; returns its channel.
 
     The greeting waits in the channel before the guest runs, so that the agent's first act is to read it.
     """
     channel = GuestChannel(live.id)
     undo.push_async_callback(channel.close)
-    identity = Identity(hostname=live.name, machine_id=secrets.token_hex(16))
+    identity = Identity(
+        hostname=live.name,
+        machine_id=secrets.token_hex(16),
+        tcp=live.record.machine.config.network.tcp.value,
+        forget=options.forget,
+        forget_files=forget_files,
+    )
     faults.reach("child-load")
     greeting = asyncio.create_task(
         channel.open(
@@ -143,7 +185,7 @@ async def _load(live: LiveMachine, shell: Shell, undo: contextlib.AsyncExitStack
         await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not greeting.done():
             raise MachineFailed(f"child «{live.name}» died before it was ready: {last_words(shell.process.directory)}")
-        await greeting
+        _check_steps(live.name, (await greeting).steps)
         log.info(
             "child is ready", machine=live.id, load_ms=_ms(began, loaded), handshake_ms=_ms(loaded, time.perf_counter())
         )
@@ -154,15 +196,27 @@ async def _load(live: LiveMachine, shell: Shell, undo: contextlib.AsyncExitStack
     return channel
 
 
+def _check_steps(name: str, steps: Mapping[str, str]) -> None:
+    """Raises GuestUnresponsive where something of the parent's would be left to the child. A hook or a signal that
+    fails is its author's: it is logged."""
+    wrong = {step: why for step, why in steps.items() if why}
+    if theirs := {step: why for step, why in wrong.items() if step.startswith(("hook:", "notify:"))}:
+        log.warning("a child's programs were not told of the fork", machine=name, steps=theirs)
+    if lacking := [f"{step} ({why})" for step, why in wrong.items() if step not in theirs]:
+        raise GuestUnresponsive(
+            f"child «{name}» could not become a machine of its own, so it is not handed out: {', '.join(lacking)}"
+        )
+
+
 def _ms(begin: float, end: float) -> float:
     return round((end - begin) * 1000, 1)
 
 
 async def bear_all(
-    host: "Host", record: SnapshotRecord, children: Sequence[LiveMachine], *, paused: bool, began: float
+    host: "Host", record: SnapshotRecord, children: Sequence[LiveMachine], options: ForkOptions, *, began: float
 ) -> tuple[Child, ...]:
     """Makes all children ready, or none: when one fails the others are removed and the first error is raised."""
-    births = [asyncio.create_task(bear(host, record, live, paused=paused, began=began)) for live in children]
+    births = [asyncio.create_task(bear(host, record, live, options, began=began)) for live in children]
     try:
         return tuple(await asyncio.gather(*births))
     except BaseException:
@@ -176,11 +230,11 @@ async def bear_all(
 
 
 async def fork_snapshot(
-    host: "Host", record: SnapshotRecord, new: Sequence[NewChild], *, paused: bool
+    host: "Host", record: SnapshotRecord, new: Sequence[NewChild], options: ForkOptions
 ) -> tuple[Child, ...]:
     """Starts children from a snapshot that is there."""
     began = time.perf_counter()
-    check_memory(len(new))
+    check_possible(host, new, options)
     host.check_loadable(record)
     children: list[LiveMachine] = []
     try:
@@ -189,4 +243,4 @@ async def fork_snapshot(
         for live in children:
             await host.discard_machine(live)
         raise
-    return await bear_all(host, record, children, paused=paused, began=began)
+    return await bear_all(host, record, children, options, began=began)

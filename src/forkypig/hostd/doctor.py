@@ -15,7 +15,10 @@ from pathlib import Path
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
 from forkypig.hostd import kernel, leftovers
+from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.checks import Check, failed, ok, warning
+from forkypig.hostd.network import instance_of
+from forkypig.net.doctor import missing
 from forkypig.qemu.accelerator import KVM_DEVICE, Accelerator, QemuBuild, choose, qemu_build
 
 __all__ = ["Check", "Resources", "checks", "resources"]
@@ -64,7 +67,8 @@ def _plain_checks(settings: Settings) -> list[Check]:
         "disk": lambda: _disk(settings),
         "memory": lambda: _memory(settings),
         "overcommit": _overcommit,
-        "cgroups": kernel.cgroups,
+        "network": lambda: _network(settings),
+        "cgroups": lambda: _cgroups(settings),
         "kernel": kernel.system_calls,
         "pagemap": kernel.pagemap,
         "process memory": kernel.process_memory,
@@ -120,6 +124,25 @@ async def _kvm(settings: Settings, accelerator: Accelerator | None) -> Check:
     else:
         remedy = "machines run without KVM, about ten times slower; the cause is this host's (nested) virtualization"
     return warning("kvm", accelerator.reason, remedy)
+
+
+def _network(settings: Settings) -> Check:
+    if settings.network in ("user", "none"):
+        return ok("network", f"FORKY_NETWORK={settings.network}")
+    if lacking := missing():
+        return warning(
+            "network",
+            f"machines have QEMU's user-mode network, without addresses of their own: {'; '.join(lacking)}",
+            "mend that and run forky down, up; docs/network.md says what the user-mode network can't do",
+        )
+    return ok("network", "each machine can have a namespace and an address of its own")
+
+
+def _cgroups(settings: Settings) -> Check:
+    groups = Cgroups.find(instance_of(settings), settings.home)
+    if groups.missing:
+        return warning("cgroups", groups.describe(), "docs/limits.md says how each controller is made available")
+    return ok("cgroups", groups.describe())
 
 
 def _fuse() -> Check:

@@ -32,7 +32,7 @@ from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Shell
-from forkypig.model import ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model import ForkOptions, ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
 from forkypig.qemu import disks, memory, priority, split
 from forkypig.qemu.process import Process
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from forkypig.hostd.host import Host
 
 log = structlog.get_logger()
+
+# How long processes have to come to a stop: one in an uninterruptible wait is waited for, and its disk may be slow.
+_QUIESCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class NewSnapshot:
 
 
 async def fork_machine(
-    host: "Host", live: LiveMachine, new: NewSnapshot, new_children: Sequence[NewChild], *, paused: bool
+    host: "Host", live: LiveMachine, new: NewSnapshot, new_children: Sequence[NewChild], options: ForkOptions
 ) -> ForkResult:
     """Forks a machine: hot when it runs, cold when it is paused (then it stays paused).
 
@@ -60,13 +63,13 @@ async def fork_machine(
     was and nothing of the fork is left, unless the machine itself was what failed.
     """
     began = time.perf_counter()
-    children.check_memory(len(new_children) + 1)
+    children.check_possible(host, new_children, options)
     with live.operation("forking", MachineState.RUNNING, MachineState.PAUSED):
-        record, pause_ms = await split_machine(host, live, new)
+        record, pause_ms = await split_machine(host, live, new, quiesce=options.quiesce)
     born: list[LiveMachine] = []
     try:
         born.extend(children.announce(host, record, child) for child in new_children)
-        made = await children.bear_all(host, record, born, paused=paused, began=began)
+        made = await children.bear_all(host, record, born, options, began=began)
     except (ForkyError, OSError):
         for child in born:
             await host.discard_machine(child)
@@ -77,14 +80,24 @@ async def fork_machine(
     )
 
 
-async def split_machine(host: "Host", live: LiveMachine, new: NewSnapshot) -> tuple[SnapshotRecord, float]:
+async def split_machine(
+    host: "Host", live: LiveMachine, new: NewSnapshot, *, quiesce: bool
+) -> tuple[SnapshotRecord, float]:
     """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if paused)."""
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
     async with contextlib.AsyncExitStack() as undo:
         record, successor = await _prepare(host, live, old, new, was_running, undo)
-        with priority.during_split((old.pid, successor.process.pid), host.split_pids()):
-            pause_ms = await _pause(host, live, old, successor, record, undo)
+        if quiesce:
+            undo.push_async_callback(_thaw, live)
+            await live.agent().quiesce(_QUIESCE_S)
+        favour = live.group.real_time() if live.group is not None else contextlib.nullcontext()
+        undo.push_async_callback(host.network.hand_back, live.record.machine.config, old, successor.process)
+        await host.network.hand_over(live.record.machine.config, old, successor.process)
+        split_pids = (old.pid, successor.process.pid)
+        async with host.network.calm():
+            with favour, priority.during_split(split_pids, host.split_pids()):
+                pause_ms = await _pause(host, live, old, successor, record, undo)
         undo.pop_all()
     # The successor runs: from here on it is the machine, whatever else happens.
     record = replace(
@@ -94,10 +107,21 @@ async def split_machine(host: "Host", live: LiveMachine, new: NewSnapshot) -> tu
     )
     _take_over(host, live, old, successor, record)
     await host.move_channel(live)
+    if quiesce:
+        await _thaw(live)
     faults.reach("record")
     host.save_snapshot(record)
     live.save()
     return record, record.snapshot.pause_ms
+
+
+async def _thaw(live: LiveMachine) -> None:
+    """The machine's user processes go on. Where the agent can't be told it finds out by itself, after a while."""
+    try:
+        async with asyncio.timeout(_QUIESCE_S):
+            await live.agent().thaw()
+    except (ForkyError, TimeoutError) as error:
+        log.warning("the agent was not told to thaw", machine=live.id, error=str(error))
 
 
 async def _prepare(
@@ -128,12 +152,16 @@ async def _prepare(
         paused=not was_running,
         console=live.record.console,
         generation_id=live.record.generation_id,
+        slot=live.slot,
     )
     undo.push_async_callback(successor.discard)
+    joining = asyncio.create_task(host.limit(live, successor.process))
+    undo.push_async_callback(asyncio.wait, {joining})
     await split.offer_state(successor.process, record.devices)
     priority.foreground(successor.process.pid)
     faults.reach("prepare")
     await asyncio.to_thread(disks.write_back, live.record.disk)
+    await joining
     if live.channel is not None:
         await live.channel.prepare_move(successor.process.directory / "agent.sock")
         undo.callback(live.channel.abandon_move)
@@ -150,6 +178,11 @@ async def _pause(
 ) -> float:
     """From `stop` to the successor running; returns how long that took, in ms."""
     undo.push_async_callback(_go_on, old, successor, record.was_running)
+    faults.reach("switch")
+    if live.slot is not None:
+        # From here on packets for the machine wait in the successor's queue; what the old process sends still goes out.
+        live.slot.switch(successor.parts.process_id)
+        undo.callback(live.slot.switch, old.id)
     faults.reach("stop")
     began = time.perf_counter()
     if record.was_running:
@@ -237,5 +270,6 @@ def _take_over(host: "Host", live: LiveMachine, old: Process, successor: Shell, 
     )
     host.watch(live)
     host.keep_frozen(record, old)
+    host.spawn(asyncio.to_thread(host.groups.park, old.pid), f"park-{old.id}")
     host.end_of_load(record.snapshot.id)
     host.spawn(old.session.close(), f"close-{old.id}")

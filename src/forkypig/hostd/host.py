@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,11 +18,14 @@ import structlog
 from forkypig.daemon.settings import Settings
 from forkypig.errors import AlreadyExists, ForkyError, NotFound, NotPossibleNow
 from forkypig.guest.channel import GuestChannel
+from forkypig.hostd import full_disk
+from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.network import HostNetwork, give_up, instance_of
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
 from forkypig.hostd.shells import ShellMaker, ShellPool
 from forkypig.images.store import ImageStore
-from forkypig.model import ImageId, Machine, MachineId, MachineState, SnapshotId, SnapshotKind
+from forkypig.model import ImageId, Machine, MachineId, MachineState, NetworkPolicy, SnapshotId, SnapshotKind
 from forkypig.pager.client import PagerClient
 from forkypig.qemu.accelerator import Accelerator, QemuBuild
 from forkypig.qemu.command import Hardware
@@ -53,7 +57,9 @@ class Host:
         self.frozen: dict[SnapshotId, Process] = {}
         self.machine_ledger = machine_ledger(settings.home)
         self.snapshot_ledger = snapshot_ledger(settings.home)
-        self.maker = ShellMaker(settings)
+        self.network = HostNetwork(settings)
+        self.groups = Cgroups.find(instance_of(settings), settings.home)
+        self.maker = ShellMaker(settings, self.network)
         self.pool = ShellPool(self.maker, settings.shells)
         # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
@@ -104,7 +110,8 @@ class Host:
             machine_type=self.build.machine_type,
             accelerator=self.accelerator.name,
             cpu_model=self.accelerator.cpu_model,
-            network=self.settings.network,
+            network=self.network.hardware,
+            mtu=self.settings.mtu,
         )
 
     def check_loadable(self, record: SnapshotRecord) -> None:
@@ -126,6 +133,11 @@ class Host:
                 f"snapshot {snapshot.id} was made under {snapshot.accelerator}, and this host uses "
                 f"{self.accelerator.name} ({self.accelerator.reason}): set FORKY_ACCELERATOR={snapshot.accelerator}"
             )
+        if record.hardware.network != self.network.hardware:
+            raise NotPossibleNow(
+                f"snapshot {snapshot.id} was made with the network card on «{record.hardware.network}», and this host "
+                f"uses «{self.network.hardware}» ({self.network.reason}): set FORKY_NETWORK as it was"
+            )
 
     # -- machines ------------------------------------------------------------------------------------------------
 
@@ -146,10 +158,12 @@ class Host:
         return live
 
     def machine_saver(self, live: LiveMachine) -> None:
-        """Writes a machine down and tells the watchers."""
-        self.machine_ledger.save(live.id, live.record)
-        for watcher in self._watchers:
-            watcher.put_nowait(live.view())
+        """Writes a machine down and tells the watchers, these also when the disk is full."""
+        try:
+            self.machine_ledger.save(live.id, live.record)
+        finally:
+            for watcher in self._watchers:
+                watcher.put_nowait(live.view())
 
     async def end_machine(self, live: LiveMachine) -> None:
         """Cuts a machine's power."""
@@ -158,6 +172,7 @@ class Host:
         process, live.process = live.process, None
         if process is not None:
             await process.kill()
+        await live.leave_group()
         live.update(MachineState.STOPPED)
 
     async def discard_machine(self, live: LiveMachine) -> None:
@@ -173,6 +188,8 @@ class Host:
             for path in (record.disk, record.console):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+        await give_up(self.network, live)
+        await live.leave_group()
         self.machine_ledger.delete(live.id)
         self.machines.pop(live.id, None)
         live.removed.set()
@@ -180,11 +197,24 @@ class Host:
         for watcher in self._watchers:
             watcher.put_nowait(gone)
 
+    async def limit(self, live: LiveMachine, process: Process) -> None:
+        """The machine's process joins the machine's cgroup, which is made if it is not there.
+
+        Raises ResourceExhausted, MachineFailed, InvalidRequest.
+        """
+        machine, accelerator = live.record.machine, live.record.hardware.accelerator
+        if live.group is None:
+            live.group = await asyncio.to_thread(
+                self.groups.make, live.id, machine.config.limits, machine.shape, accelerator
+            )
+        await asyncio.to_thread(live.group.add, process.pid)
+
     def watch(self, live: LiveMachine) -> None:
         """From here on the end of the machine's QEMU is noticed."""
         process = live.process
         assert process is not None
         process.on_end = lambda: self.spawn(self._has_ended(live, process), f"ended-{live.id}")
+        self.spawn(full_disk.watch(self, live, process), f"full-disk-{live.id}")
         if process.ended.is_set():
             process.on_end()
 
@@ -199,10 +229,12 @@ class Host:
         live.process = None
         await live.close_channel()
         await process.session.close()
+        starved = live.group is not None and (live.group.usage().oom_kills or 0) > 0
+        await live.leave_group()
         if process.shut_down:
             live.update(MachineState.STOPPED)
         else:
-            words = last_words(process.directory)
+            words = "the host killed it at its memory limit" if starved else last_words(process.directory)
             live.update(
                 MachineState.FAILED,
                 failure=f"its QEMU process {process.pid} ended unexpectedly ({words}); "
@@ -219,10 +251,13 @@ class Host:
         except (ForkyError, OSError, TimeoutError) as error:
             log.warning("channel did not move", machine=live.id, error=str(error))
             await live.close_channel()
-            self.spawn(self.reopen_channel(live), f"reopen-{live.id}")
+            self.find_agent(live)
 
-    async def reopen_channel(self, live: LiveMachine) -> None:
-        """Finds the agent of a machine that runs already."""
+    def find_agent(self, live: LiveMachine) -> None:
+        """Begins to look for the agent of a machine that runs; who wants to speak to it waits for the outcome."""
+        live.finding_agent = self.spawn(self._reopen_channel(live), f"reopen-{live.id}")
+
+    async def _reopen_channel(self, live: LiveMachine) -> None:
         process = live.process
         if process is None:
             return
@@ -246,6 +281,31 @@ class Host:
                 yield await queue.get()
         finally:
             self._watchers.discard(queue)
+
+    # -- what the name server asks -------------------------------------------------------------------------------
+
+    def address_of(self, name: str) -> IPv4Address | None:
+        """Where the machine of this name is reached."""
+        for live in self.machines.values():
+            if live.name == name and live.slot is not None:
+                return live.slot.address
+        return None
+
+    def _at(self, address: IPv4Address) -> LiveMachine | None:
+        for live in self.machines.values():
+            if live.slot is not None and live.slot.address == address:
+                return live
+        return None
+
+    def name_of(self, address: IPv4Address) -> str | None:
+        """The name of the machine at this address."""
+        live = self._at(address)
+        return live.name if live is not None else None
+
+    def policy_of(self, address: IPv4Address) -> NetworkPolicy | None:
+        """What the machine at this address may do."""
+        live = self._at(address)
+        return live.record.machine.config.network if live is not None else None
 
     # -- snapshots -----------------------------------------------------------------------------------------------
 
@@ -319,12 +379,13 @@ class Host:
         self._operations.add(task)
         task.add_done_callback(self._operations.discard)
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Runs `work` in the background; what it raises is logged."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(self._log_failure)
+        return task
 
     def _log_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -339,6 +400,7 @@ class Host:
         await self.pool.close()
         for task in list(self._tasks):
             task.cancel()
+        await self.network.close(remove=False)
         for live in self.machines.values():
             await live.close_channel()
             if live.process is not None:

@@ -1,4 +1,4 @@
-"""What the host's kernel must offer: the checks of `forky doctor` that look at cgroups, system calls and /proc."""
+"""What the host's kernel must offer: the checks of `forky doctor` that look at system calls and /proc."""
 
 import ctypes
 import mmap
@@ -7,30 +7,9 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-from forkypig.hostd.checks import Check, failed, ok, warning
+from forkypig.hostd.checks import Check, failed, ok
 
 PROC = Path("/proc")
-CGROUPS = Path("/sys/fs/cgroup")
-
-_WANTED_CONTROLLERS = {"cpu", "memory", "pids"}
-_CGROUP_REMEDY = (
-    "machines run, only without limits of their own; for these boot the host with cgroup version 2 "
-    "(systemd.unified_cgroup_hierarchy=1) and its cpu, memory and pids controllers"
-)
-
-
-def cgroups() -> Check:
-    controllers = CGROUPS / "cgroup.controllers"
-    if controllers.is_file():
-        there = set(controllers.read_text().split())
-        if missing := _WANTED_CONTROLLERS - there:
-            return warning("cgroups", f"version 2, without {', '.join(sorted(missing))}", _CGROUP_REMEDY)
-        return ok("cgroups", f"version 2 with {', '.join(sorted(there))}")
-    rows = [line.split() for line in (PROC / "cgroups").read_text().splitlines() if not line.startswith("#")]
-    there = {name for name, hierarchy, *_ in rows if hierarchy != "0"}
-    if not there:
-        return warning("cgroups", "none are mounted", _CGROUP_REMEDY)
-    return warning("cgroups", f"version 1 ({', '.join(sorted(there))})", _CGROUP_REMEDY)
 
 
 def system_calls() -> Check:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from forkypig.errors import Busy, ForkyError
 from forkypig.hostd.machine import LiveMachine
-from forkypig.model import Machine, MachineState
+from forkypig.model import Machine, MachineConfig, MachineState
 from forkypig.qemu import split
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _POWEROFF_TIMEOUT_S = 30.0
 # A removal that meets an operation waits for its end (a fork of a hundred children on two cores takes seconds).
 _REMOVE_WAITS_S = 120.0
+_CONFIGURABLE = (MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPED, MachineState.FAILED)
 
 
 async def pause_machine(live: LiveMachine) -> Machine:
@@ -41,6 +42,21 @@ async def resume_machine(live: LiveMachine) -> Machine:
     return live.view()
 
 
+async def configure_machine(host: "Host", live: LiveMachine, config: MachineConfig) -> Machine:
+    """Changes a machine's network, ports and limits at once. On failure they are what they were."""
+    with live.operation("updating", *_CONFIGURABLE):
+        was = live.record.machine.config
+        await host.network.change(live, was, config)
+        if live.group is not None and config.limits != was.limits:
+            try:
+                await asyncio.to_thread(live.group.set, config.limits)
+            except ForkyError:
+                await host.network.change(live, config, was)
+                raise
+        live.configured(config)
+    return live.view()
+
+
 async def stop_machine(host: "Host", live: LiveMachine, *, force: bool) -> Machine:
     """Shuts the guest down (`force`: cuts the power). Its disk stays, its memory does not."""
     if live.state is not MachineState.STOPPED:
@@ -61,6 +77,7 @@ async def _end_process(host: "Host", live: LiveMachine, *, force: bool) -> None:
     await live.close_channel()
     await process.quit()
     live.process = None
+    await live.leave_group()
     host.maker.parts(process.id).discard_process()
 
 

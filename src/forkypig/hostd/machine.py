@@ -8,13 +8,18 @@ from typing import Any
 
 import structlog
 
-from forkypig.errors import Busy, GuestUnresponsive, NotPossibleNow
+from forkypig.errors import Busy, GuestUnresponsive, NotPossibleNow, ResourceExhausted
 from forkypig.guest.channel import GuestChannel
+from forkypig.hostd.cgroups import Group
 from forkypig.hostd.records import MachineRecord
-from forkypig.model import Machine, MachineId, MachineState, SnapshotId
+from forkypig.model import Machine, MachineConfig, MachineId, MachineState, SnapshotId
+from forkypig.net.slot import Slot
 from forkypig.qemu.process import Process
 
 log = structlog.get_logger()
+
+# An agent that is there answers at once, or within seconds where every core is taken.
+_FINDING_S = 15.0
 
 
 class LiveMachine:
@@ -30,7 +35,11 @@ class LiveMachine:
         self.record = record
         self.process = process
         self.channel = channel
+        self.group: Group | None = None  # its cgroup, while a process runs
+        self.slot: Slot | None = None  # its network namespace; kept while it is stopped
+        self.finding_agent: asyncio.Task[Any] | None = None  # after adoption, or a move that failed
         self.removed = asyncio.Event()
+        self.stalled = ""  # what it stands still for, although it is to run
         self._save = save
         self._operation = ""
 
@@ -53,7 +62,8 @@ class LiveMachine:
     def view(self) -> Machine:
         """The machine as others see it now."""
         pid = self.process.pid if self.process is not None else None
-        return replace(self.record.machine, qemu_pid=pid, operation=self._operation)
+        address = str(self.slot.address) if self.slot is not None else None
+        return replace(self.record.machine, qemu_pid=pid, operation=self._operation, address=address)
 
     def update(self, state: MachineState | None = None, failure: str = "", **changes: Any) -> None:
         """Changes the record; `changes` are other fields of MachineRecord than `machine`."""
@@ -62,6 +72,17 @@ class LiveMachine:
             log.info("machine", id=self.id, name=self.name, was=machine.state.value, now=state.value, why=failure)
             machine = replace(machine, state=state, failure=failure)
         self.record = replace(self.record, machine=machine, **changes)
+        self._save(self)
+
+    def stall(self, why: str) -> None:
+        """It stands still, and for what; "": it goes on."""
+        self.stalled = why
+        with contextlib.suppress(ResourceExhausted):  # there may be no room for the record either
+            self.update(MachineState.PAUSED if why else MachineState.RUNNING)
+
+    def configured(self, config: MachineConfig) -> None:
+        """Its config is another now."""
+        self.record = replace(self.record, machine=replace(self.record.machine, config=config))
         self._save(self)
 
     def stand_on(self, snapshot: SnapshotId, **changes: Any) -> None:
@@ -105,6 +126,8 @@ class LiveMachine:
 
     def agent(self) -> GuestChannel:
         """The channel to its agent. Raises when the machine does not run or its agent was lost."""
+        if self.stalled:
+            raise NotPossibleNow(f"machine «{self.name}» stands still, {self.stalled}: then it goes on by itself")
         if self.state is not MachineState.RUNNING:
             raise NotPossibleNow(self._not_possible("this", (MachineState.RUNNING,)))
         if self.channel is None:
@@ -114,7 +137,19 @@ class LiveMachine:
             )
         return self.channel
 
+    async def ready_agent(self) -> GuestChannel:
+        """As `agent`; while the agent is looked for, waits for the outcome."""
+        if self.channel is None and self.finding_agent is not None:
+            await asyncio.wait({self.finding_agent}, timeout=_FINDING_S)
+        return self.agent()
+
     async def close_channel(self) -> None:
         channel, self.channel = self.channel, None
         if channel is not None:
             await channel.close()
+
+    async def leave_group(self) -> None:
+        """Its last process has ended: removes its cgroup."""
+        group, self.group = self.group, None
+        if group is not None:
+            await asyncio.to_thread(group.remove)

@@ -32,6 +32,7 @@ class MachineRecord:
     console: Path
     memory: SnapshotId | None  # whose memory its QEMU maps; None: it booted, now or after a stop
     generation_id: UUID  # what VMGENID says; a machine keeps it over its own forks
+    slot: str = ""  # its network namespace; "": none
 
 
 class SnapshotPhase(Enum):

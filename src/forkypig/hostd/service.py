@@ -25,6 +25,7 @@ from forkypig.v1 import common_pb2 as pb
 from forkypig.v1 import host_pb2 as host_pb
 from forkypig.v1 import host_pb2_grpc
 from forkypig.wire import convert
+from forkypig.wire.config import config_from_wire, options_from_wire
 from forkypig.wire.status import abort
 
 log = structlog.get_logger()
@@ -84,6 +85,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         if host.usable:
             status.accelerator, status.accelerator_reason = host.accelerator.name, host.accelerator.reason
             status.qemu_version, status.qemu_build = host.build.version_text, host.build.build_id
+        status.network, status.network_reason = host.network.kind, host.network.reason
         resources = await asyncio.to_thread(doctor.resources, host.settings)
         status.memory_total_mib = resources.memory_total_mib
         status.memory_available_mib = resources.memory_available_mib
@@ -118,6 +120,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
             check_name("machine", request.name),
             ImageId(check_id(request.image)),
             convert.shape_from_wire(request.shape),
+            config_from_wire(request.config),
         )
         return convert.machine_to_wire(await self._to_the_end(f"boot-{machine}", work))
 
@@ -137,7 +140,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
             return convert.fork_result_to_wire(self._made_before(snapshot, new_children))
         live = host.machine(check_id(request.machine))
         new = fork.NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag)
-        work = fork.fork_machine(host, live, new, new_children, paused=request.paused)
+        work = fork.fork_machine(host, live, new, new_children, options_from_wire(request.options))
         return convert.fork_result_to_wire(await self._to_the_end(f"fork-{snapshot}", work))
 
     def _made_before(self, snapshot: SnapshotId, new_children: Iterable[NewChild]) -> ForkResult:
@@ -158,7 +161,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         new_children = _children(request.children)
         if any(child.id in host.machines for child in new_children):
             raise AlreadyExists("machine", ", ".join(c.id for c in new_children if c.id in host.machines))
-        work = children.fork_snapshot(host, record, new_children, paused=request.paused)
+        work = children.fork_snapshot(host, record, new_children, options_from_wire(request.options))
         made = await self._to_the_end(f"fork-{record.snapshot.id}", work)
         host.refill_pool(record)
         return convert.fork_result_to_wire(
@@ -187,6 +190,12 @@ class HostServicer(host_pb2_grpc.HostServicer):
         if live.state is MachineState.RUNNING:
             return convert.machine_to_wire(live.view())
         return convert.machine_to_wire(await self._to_the_end("start", boot.start_machine(self._host, live)))
+
+    @_answers
+    async def ConfigureMachine(self, request: host_pb.ConfigureMachineRequest, context: _Context) -> pb.Machine:
+        live = self._host.machine(request.machine)
+        work = lifecycle.configure_machine(self._host, live, config_from_wire(request.config))
+        return convert.machine_to_wire(await self._to_the_end("configure", work))
 
     @_answers
     async def RemoveMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Empty:
@@ -257,6 +266,13 @@ class HostServicer(host_pb2_grpc.HostServicer):
         return host_pb.HostListImagesResponse(images=[convert.image_to_wire(image) for image in images])
 
     @_answers
+    async def UpdateImage(self, request: host_pb.HostUpdateImageRequest, context: _Context) -> pb.Image:
+        paths = tuple(request.forget_files)
+        children.check_forgettable(files=paths)
+        image = ImageId(check_id(request.image))
+        return convert.image_to_wire(await asyncio.to_thread(self._host.images.set_forget_files, image, paths))
+
+    @_answers
     async def RemoveImage(self, request: host_pb.HostImageRequest, context: _Context) -> pb.Empty:
         image = ImageId(check_id(request.image))
         self._host.check_image_unused(image)
@@ -265,7 +281,10 @@ class HostServicer(host_pb2_grpc.HostServicer):
 
 
 def _children(messages: Iterable[host_pb.NewChild]) -> list[NewChild]:
-    found = [NewChild(MachineId(check_id(m.machine)), check_name("machine", m.name)) for m in messages]
+    found = [
+        NewChild(MachineId(check_id(m.machine)), check_name("machine", m.name), config_from_wire(m.config))
+        for m in messages
+    ]
     if len({child.id for child in found}) != len(found):
         raise InvalidRequest("two children of a fork have the same id")
     return found

@@ -128,8 +128,12 @@ async def shut_down(host: "Host") -> AsyncIterator[Progress]:
             async for _ in settle(host, snapshot):
                 pass
         except ForkyError as error:
-            failures.append(f"{snapshot}: {error}")
+            if snapshot in host.snapshots:  # else it was removed meanwhile, as nobody needs it
+                failures.append(f"{snapshot}: {error}")
     yield Progress("writing snapshots", len(frozen), len(frozen))
+    if not failures:
+        await host.network.close(remove=True)
+        await asyncio.to_thread(host.groups.remove_all)
     if failures:
         raise NotPossibleNow(
             "some snapshots could not be written and stay in memory, so Forky Pig goes on running: "

@@ -2,22 +2,27 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import structlog
 
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
 from forkypig.hostd import faults
+from forkypig.hostd.network import HostNetwork
 from forkypig.hostd.records import SnapshotRecord
 from forkypig.model import Shape, SnapshotId
+from forkypig.net.slot import Slot
 from forkypig.qemu import disks, priority, split
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
-from forkypig.qemu.process import Process
+from forkypig.qemu.process import Place, Process
 
 log = structlog.get_logger()
 
@@ -45,6 +50,9 @@ class Parts:
             self.disk.unlink(missing_ok=True)
 
 
+Release = Callable[[Slot | None], Awaitable[None]]
+
+
 @dataclass(slots=True)
 class Shell:
     """A QEMU process, its parts, and what it was started for."""
@@ -53,11 +61,15 @@ class Shell:
     parts: Parts
     console: Path
     generation_id: uuid.UUID
+    slot: Slot | None = None
+    release: Release | None = None  # gives the slot back, where it is the shell's own
 
     async def discard(self) -> None:
         """Ends it and removes its files."""
         await self.process.kill()
         self.parts.discard()
+        if self.release is not None:
+            await self.release(self.slot)
         if self.console == self.parts.console:
             with contextlib.suppress(OSError):
                 self.console.unlink(missing_ok=True)
@@ -66,8 +78,8 @@ class Shell:
 class ShellMaker:
     """Starts QEMU processes."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, network: HostNetwork) -> None:
+        self.settings, self.network = settings, network
         self.overlays = disks.Overlays(settings.home / "blanks")
 
     def new_parts(self) -> Parts:
@@ -96,27 +108,47 @@ class ShellMaker:
         paused: bool = False,
         console: Path | None = None,
         generation_id: uuid.UUID | None = None,
+        slot: Slot | None = None,
     ) -> Shell:
-        """Starts QEMU on a disk that is there. On failure the disk stays and the rest is removed."""
-        command = CommandLine(
-            qemu=self.settings.qemu,
-            process_id=parts.process_id,
-            hardware=hardware,
-            shape=shape,
-            disks=await asyncio.to_thread(disks.chain, parts.disk),
-            console=console or parts.console,
-            aio=disks.aio_engine(),
-            memory=memory,
-            boot=boot,
-            paused=paused,
-            generation_id=generation_id or uuid.uuid4(),
-        )
-        try:
-            process = await Process.start(parts.directory, command)
-        except BaseException:
-            parts.discard_process()
-            raise
-        return Shell(process, parts, command.console, command.generation_id)
+        """Starts QEMU on a disk that is there, in the machine's `slot` or, without one, in a new slot of its own.
+
+        On failure the disk stays and the rest is removed.
+        """
+        async with contextlib.AsyncExitStack() as undo:
+            release: Release | None = None
+            if slot is None and (slot := await self.network.take()) is not None:
+                release = self.network.release
+                undo.push_async_callback(release, slot)
+            tap_fd, place = -1, cast(Place, contextlib.nullcontext)
+            if slot is not None:
+                place = slot.inside
+                tap = await slot.open_tap(parts.process_id)
+                tap_fd = tap.fd
+                undo.callback(os.close, tap_fd)
+                if release is not None:
+                    slot.switch(tap.name)  # it is the only one in there
+            command = CommandLine(
+                qemu=self.settings.qemu,
+                process_id=parts.process_id,
+                hardware=hardware,
+                shape=shape,
+                disks=await asyncio.to_thread(disks.chain, parts.disk),
+                console=console or parts.console,
+                aio=disks.aio_engine(),
+                memory=memory,
+                boot=boot,
+                paused=paused,
+                generation_id=generation_id or uuid.uuid4(),
+            )
+            try:
+                process = await Process.start(parts.directory, command, tap_fd, place)
+            except BaseException:
+                parts.discard_process()
+                raise
+            undo.pop_all()
+            if tap_fd >= 0:
+                os.close(tap_fd)  # QEMU has it now; the tap goes with the last one who has
+            return Shell(process, parts, command.console, command.generation_id, slot, release)
 
     async def for_snapshot(self, record: SnapshotRecord, memory: Path) -> Shell:
         """A shell with its device state offered, ready to load: what a child is made from."""
@@ -144,14 +176,14 @@ class ShellPool:
         self._ready: dict[SnapshotId, list[Shell]] = {}
         self._filling: dict[SnapshotId, asyncio.Task[None]] = {}
 
-    def take(self, snapshot: SnapshotId) -> Shell | None:
+    async def take(self, snapshot: SnapshotId) -> Shell | None:
         """A ready shell, or None. One that has died meanwhile is passed over."""
         shells = self._ready.get(snapshot, [])
         while shells:
             shell = shells.pop(0)
             if not shell.process.ended.is_set():
                 return shell
-            shell.parts.discard()
+            await shell.discard()
         return None
 
     def refill(self, record: SnapshotRecord, memory: Path) -> None:

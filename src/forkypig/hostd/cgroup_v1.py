@@ -1,0 +1,77 @@
+"""cgroup version 1: a hierarchy per controller, or per few of them (Documentation/admin-guide/cgroup-v1 in Linux)."""
+
+import contextlib
+from pathlib import Path
+
+from forkypig.hostd.cgroup_hierarchy import MIB, PERIOD_US, Hierarchy, quota_us, read_keys, read_number, write
+
+_USUAL_SHARES, _MOST_SHARES = 1024, 262144
+_NS = 1e9
+
+# Real-time allowance of one split, of each second and CPU. A split needs some 30 ms of a CPU; threads that used the
+# allowance up would stand still until the second is over, so it is ten times that. The sum over all groups below a
+# group may not exceed its own, and the kernel keeps 950 ms for all (sched_rt_runtime_us).
+SPLIT_RT_US = 300_000
+
+
+class V1(Hierarchy):
+    """Our tree in one hierarchy of version 1."""
+
+    version = 1
+
+    def _is_this(self, number: str, names: str) -> bool:
+        ours = {"io" if name == "blkio" else name for name in names.split(",")}
+        return bool(ours & self.controllers)
+
+    def limit_cpu(self, group: Path, cpus: float | None) -> None:
+        write(group / "cpu.cfs_period_us", PERIOD_US)
+        write(group / "cpu.cfs_quota_us", -1 if cpus is None else quota_us(cpus))
+        write(group / "cpu.shares", _USUAL_SHARES)
+        # Refused while a thread of the group is under SCHED_RR, and absent without CONFIG_RT_GROUP_SCHED.
+        with contextlib.suppress(OSError):
+            write(group / "cpu.rt_runtime_us", 0)
+
+    def favour(self, group: Path) -> None:
+        write(group / "cpu.cfs_quota_us", -1)
+        write(group / "cpu.shares", _MOST_SHARES)
+
+    @property
+    def real_time_is_rationed(self) -> bool:
+        """Whether SCHED_RR needs an allowance here (CONFIG_RT_GROUP_SCHED): without one it is refused with EPERM."""
+        return "cpu" in self.controllers and (self.base / "cpu.rt_runtime_us").exists()
+
+    def ration(self, group: Path, splits: int) -> None:
+        """Gives the group its allowance; `splits` are under way now, this one included. Raises OSError when the host
+        has none left."""
+        write(self.tree / "cpu.rt_runtime_us", splits * SPLIT_RT_US)
+        write(group / "cpu.rt_runtime_us", SPLIT_RT_US)
+
+    def withdraw(self, splits: int) -> None:
+        """Takes back what the tree has beyond its `splits`; what groups still hold is refused and stays."""
+        with contextlib.suppress(OSError):
+            write(self.tree / "cpu.rt_runtime_us", splits * SPLIT_RT_US)
+
+    def limit_memory(self, leaf: Path, mib: int) -> None:
+        write(leaf / "memory.limit_in_bytes", mib * MIB)
+
+    def limit_io(self, group: Path, device: str, mib_s: int | None) -> None:
+        for direction in ("read", "write"):
+            path = group / f"blkio.throttle.{direction}_bps_device"
+            if mib_s is not None or path.read_text():  # the first write turns throttling on for the whole device
+                write(path, f"{device} {(mib_s or 0) * MIB}")
+
+    def cpu_s(self, group: Path) -> float:
+        return read_number(group / "cpuacct.usage") / _NS
+
+    def throttled_s(self, group: Path) -> float:
+        return read_keys(group / "cpu.stat").get("throttled_time", 0) / _NS
+
+    def memory_bytes(self, leaf: Path) -> int:
+        return read_number(leaf / "memory.usage_in_bytes")
+
+    def unreclaimable_bytes(self, leaf: Path) -> int:
+        found = read_keys(leaf / "memory.stat")
+        return found.get("rss", 0) + found.get("shmem", 0)
+
+    def oom_kills(self, leaf: Path) -> int:
+        return read_keys(leaf / "memory.oom_control").get("oom_kill", 0)
