@@ -23,6 +23,7 @@ from typing import IO, Any, Self, TypeVar
 from forkypig import model
 from forkypig.sdk import client, machine, process
 from forkypig.sdk.client import OnProgress
+from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
 from forkypig.sdk.transfer import Copied, OnBytes
@@ -163,11 +164,21 @@ class Machine:
     def refresh(self) -> model.Machine:
         return self._loop.run(self._inner.refresh())
 
-    def fork(self, count: int = 1, *, name: str = "", paused: bool = False) -> "Fork":
-        return _fork(self._loop, self._loop.run(self._inner.fork(count, name=name, paused=paused)))
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str = "",
+        paused: bool = False,
+        quiesce: bool = False,
+        forget: Sequence[str] = (),
+        config: model.ConfigChange = UNCHANGED,
+    ) -> "Fork":
+        making = self._inner.fork(count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config)
+        return _fork(self._loop, self._loop.run(making))
 
-    def snapshot(self, tag: str = "") -> model.Snapshot:
-        return self._loop.run(self._inner.snapshot(tag))
+    def snapshot(self, tag: str = "", *, quiesce: bool = False) -> model.Snapshot:
+        return self._loop.run(self._inner.snapshot(tag, quiesce=quiesce))
 
     def pause(self) -> None:
         self._loop.run(self._inner.pause())
@@ -180,6 +191,9 @@ class Machine:
 
     def start(self) -> None:
         self._loop.run(self._inner.start())
+
+    def update(self, change: model.ConfigChange) -> None:
+        self._loop.run(self._inner.update(change))
 
     def remove(self) -> None:
         self._loop.run(self._inner.remove())
@@ -312,6 +326,7 @@ class Forky:
         memory_mib: int = 0,
         disk_mib: int = 0,
         cold_boot: bool = False,
+        config: model.ConfigChange = UNCHANGED,
         on_progress: OnProgress | None = None,
     ) -> Machine:
         loop = self._open
@@ -322,13 +337,27 @@ class Forky:
             memory_mib=memory_mib,
             disk_mib=disk_mib,
             cold_boot=cold_boot,
+            config=config,
             on_progress=on_progress,
         )
         return Machine(loop, loop.run(made))
 
-    def fork(self, source: str, count: int = 1, *, name: str = "", paused: bool = False) -> Fork:
+    def fork(
+        self,
+        source: str,
+        count: int = 1,
+        *,
+        name: str = "",
+        paused: bool = False,
+        quiesce: bool = False,
+        forget: Sequence[str] = (),
+        config: model.ConfigChange = UNCHANGED,
+    ) -> Fork:
         loop = self._open
-        return _fork(loop, loop.run(self._inner.fork(source, count, name=name, paused=paused)))
+        making = self._inner.fork(
+            source, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config
+        )
+        return _fork(loop, loop.run(making))
 
     def get(self, machine: str) -> Machine:
         loop = self._open
@@ -357,6 +386,9 @@ class Forky:
         self, name: str = "", *, rebuild: bool = False, on_progress: OnProgress | None = None
     ) -> model.Image:
         return self._open.run(self._inner.build_image(name, rebuild=rebuild, on_progress=on_progress))
+
+    def update_image(self, image: str, *, forget_files: Sequence[str]) -> model.Image:
+        return self._open.run(self._inner.update_image(image, forget_files=forget_files))
 
     def remove_image(self, image: str) -> None:
         self._open.run(self._inner.remove_image(image))

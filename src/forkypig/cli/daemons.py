@@ -96,6 +96,8 @@ def _show_status(found: "Status") -> None:
     pairs += [(name, _daemon_line(daemon, troubles[name])) for name, daemon in daemons.items()]
     if found.accelerator:
         pairs.append(("accelerator", _with_reason(found.accelerator, found.accelerator_reason)))
+    if found.network:
+        pairs.append(("network", _with_reason(found.network, found.network_reason)))
     if found.qemu_version:
         pairs.append(("QEMU", found.qemu_version))
     pairs.append(("machines", str(found.machines)))

@@ -30,6 +30,38 @@ def machine(info: model.Machine) -> Document:
         "accelerator": info.accelerator,
         "accelerator_reason": info.accelerator_reason,
         "created_us": info.created_us,
+        "network": _network(info.config),
+        "limits": _limits(info.config.limits),
+        "no_fork": info.config.no_fork,
+    }
+
+
+def _network(config: model.MachineConfig) -> Document:
+    policy = config.network
+    return {
+        "mode": policy.mode.value,
+        "egress": str(policy.egress),
+        "bandwidth_bytes_s": policy.bandwidth_bytes_s,
+        "tcp": policy.tcp.value,
+        "ports": [port(each) for each in config.ports],
+    }
+
+
+def _limits(limits: model.Limits) -> Document:
+    return {
+        "cpus": limits.cpus,
+        "memory_mib": limits.memory_mib,
+        "pids": limits.pids,
+        "io_mib_s": limits.io_mib_s,
+    }
+
+
+def port(forward: model.PortForward) -> Document:
+    return {
+        "host_address": forward.host_address,
+        "host_port": forward.host_port,
+        "guest_port": forward.guest_port,
+        "protocol": forward.protocol,
     }
 
 
@@ -64,6 +96,7 @@ def image(info: model.Image) -> Document:
         "sha256": info.sha256,
         "created_us": info.created_us,
         "description": info.description,
+        "forget_files": list(info.forget_files),
     }
 
 
@@ -95,6 +128,8 @@ def status(found: Status) -> Document:
         "pager_error": found.pager_error or None,
         "accelerator": found.accelerator,
         "accelerator_reason": found.accelerator_reason,
+        "network": found.network,
+        "network_reason": found.network_reason,
         "qemu_version": found.qemu_version or None,
         "machines": found.machines,
         "snapshots": found.snapshots,

@@ -4,14 +4,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forkypig.cli import documents, printing, sizes
+from forkypig.cli import documents, printing, sizes, surroundings
 from forkypig.cli.arguments import MachineName, SourceName
+from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected
+from forkypig.model import ConfigChange, Progress
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
 
 app = typer.Typer()
+
+Quiesce = Annotated[
+    bool,
+    typer.Option("--quiesce", help="Freeze its user processes before; they go on when each has its own entropy."),
+]
 
 
 @app.command()
@@ -22,16 +29,42 @@ def fork(
         str, typer.Option("--name", metavar="PREFIX", help="Children are PREFIX-1, PREFIX-2, …; else as the source.")
     ] = "",
     paused: Annotated[bool, typer.Option("--paused", help="Hand the children out paused.")] = False,
+    quiesce: Quiesce = False,
+    tcp: surroundings.Tcp = None,
+    forget: Annotated[
+        str, typer.Option("--forget", metavar="NAME,…", help="Environment variables that are wiped in the children.")
+    ] = "",
+    network: surroundings.Network = None,
+    egress: surroundings.EgressOption = None,
+    bandwidth: surroundings.Bandwidth = None,
+    publish: surroundings.Publish = None,
+    cpu_limit: surroundings.CpuLimit = None,
+    memory_limit: surroundings.MemoryLimit = None,
+    pids_limit: surroundings.PidsLimit = None,
+    io_limit: surroundings.IoLimit = None,
     as_json: printing.Json = False,
 ) -> None:
     """Split a machine into itself and children.
 
     They share its memory and disk. A running machine goes on, a paused one stays paused.
-    Of a snapshot only children are made.
+    Of a snapshot only children are made. Children have the parent's network and limits, unless told otherwise here.
     """
+    config = ConfigChange(
+        mode=network,
+        egress=egress,
+        bandwidth_bytes_s=bandwidth,
+        tcp=tcp,
+        publish=tuple(publish or ()),
+        limits=surroundings.limits(cpu_limit, memory_limit, pids_limit, io_limit),
+    )
+    forgotten = [name.strip() for name in forget.split(",") if name.strip()]
 
     async def work(forky: "Forky") -> None:
-        made = await forky.fork(source, count, name=name, paused=paused)
+        with Display() as display:
+            display.on_progress(Progress(f"forking into {count} children" if count > 1 else "forking"))
+            made = await forky.fork(
+                source, count, name=name, paused=paused, quiesce=quiesce, forget=forgotten, config=config
+            )
         children = [
             {"id": child.id, "name": child.name, "ready_ms": round(child.ready_ms or 0.0, 3)} for child in made.children
         ]
@@ -57,12 +90,13 @@ def fork(
 def snapshot(
     machine: MachineName,
     tag: Annotated[str, typer.Option("--tag", metavar="TAG", help="A name for it.")] = "",
+    quiesce: Quiesce = False,
     as_json: printing.Json = False,
 ) -> None:
     """Keep a machine's state of this instant."""
 
     async def work(forky: "Forky") -> None:
-        made = await (await forky.get(machine)).snapshot(tag)
+        made = await (await forky.get(machine)).snapshot(tag, quiesce=quiesce)
         if as_json:
             printing.document(documents.snapshot(made))
         else:

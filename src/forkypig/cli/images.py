@@ -56,6 +56,27 @@ def ls(as_json: printing.Json = False) -> None:
     connected(work)
 
 
+@app.command(name="set")
+def change(
+    image: ImageName,
+    forget: Annotated[
+        str, typer.Option("--forget", metavar="PATH,…|none", help="Files that forks of its machines don't have.")
+    ],
+    as_json: printing.Json = False,
+) -> None:
+    """Change an image's settings: the files with secrets, which are wiped in every fork of its machines."""
+    paths = [] if forget == "none" else [path.strip() for path in forget.split(",") if path.strip()]
+
+    async def work(forky: "Forky") -> None:
+        found = await forky.update_image((await forky.get_image(image)).id, forget_files=paths)
+        if as_json:
+            printing.document(documents.image(found))
+        else:
+            printing.say(f"forks of machines of {found.name} forget {', '.join(found.forget_files) or 'no file'}")
+
+    connected(work)
+
+
 @app.command()
 def rm(image: ImageName, as_json: printing.Json = False) -> None:
     """Remove an image that nothing stands on."""

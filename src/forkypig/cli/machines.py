@@ -1,15 +1,17 @@
 """forky run, ps, inspect, pause, resume, stop, start, rm, logs."""
 
 import sys
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from forkypig import errors
-from forkypig.cli import documents, printing, sizes
+from forkypig.cli import documents, printing, sizes, surroundings
 from forkypig.cli.arguments import MachineName, SourceName, size
 from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected
+from forkypig.model import ConfigChange
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
@@ -32,6 +34,15 @@ def run(
     disk: Annotated[
         int | None, typer.Option(parser=size, metavar="SIZE", help="512M, 4G, 1.5G or MiB.", show_default="4G")
     ] = None,
+    publish: surroundings.Publish = None,
+    network: surroundings.Network = None,
+    egress: surroundings.EgressOption = None,
+    bandwidth: surroundings.Bandwidth = None,
+    cpu_limit: surroundings.CpuLimit = None,
+    memory_limit: surroundings.MemoryLimit = None,
+    pids_limit: surroundings.PidsLimit = None,
+    io_limit: surroundings.IoLimit = None,
+    no_fork: Annotated[bool, typer.Option("--no-fork", help="It refuses to be forked.")] = False,
     cold_boot: Annotated[bool, typer.Option("--cold-boot", help="Really boot, don't start from the template.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove the machine when COMMAND has ended.")] = False,
     as_json: printing.Json = False,
@@ -47,6 +58,15 @@ def run(
     if remove and command is None:
         raise typer.BadParameter("--rm needs a command to wait for: add «-- COMMAND»", param_hint="--rm")
 
+    config = ConfigChange(
+        mode=network,
+        egress=egress,
+        bandwidth_bytes_s=bandwidth,
+        publish=tuple(publish or ()),
+        limits=surroundings.limits(cpu_limit, memory_limit, pids_limit, io_limit),
+        no_fork=no_fork or None,
+    )
+
     async def work(forky: "Forky") -> int | None:
         display = Display()
         with display:
@@ -57,6 +77,7 @@ def run(
                 memory_mib=memory or 0,
                 disk_mib=disk or 0,
                 cold_boot=cold_boot,
+                config=config,
                 on_progress=display.on_progress,
             )
         if command is None:
@@ -210,11 +231,16 @@ def rm(
         raise typer.BadParameter("name machines or snapshots, or say --all", param_hint="NAME")
 
     async def work(forky: "Forky") -> int | None:
+        from asyncio import ensure_future
+
         wanted = [machine.id for machine in await forky.list()] if every else names or []
         removed, failed = [], 0
-        for name in wanted:
+        removals: list[Awaitable[dict[str, str]]] = [_remove(forky, name) for name in wanted]
+        if every:  # side by side; what is named goes in its order, as a snapshot can go when its machines have gone
+            removals = [ensure_future(removal) for removal in removals]
+        for removal in removals:
             try:
-                gone = await _remove(forky, name)
+                gone = await removal
             except errors.ForkyError as error:
                 if every and isinstance(error, errors.NotFound):
                     continue  # somebody else was faster

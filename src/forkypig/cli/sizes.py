@@ -18,6 +18,17 @@ def mib(text: str) -> int:
     return int(amount)
 
 
+_BYTES = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of "500K", "10M", "1.5G", or of a plain number. Raises ValueError."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"«{text}» is not an amount: write 500K, 10M, or a number of bytes")
+    return int(float(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2].upper()])
+
+
 def human(count: float) -> str:
     """Bytes for a person: "3.4 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -5,11 +5,12 @@ from collections.abc import Awaitable, Callable
 from forkypig.controller.desk import Desk, find_machine
 from forkypig.controller.journal import Flight
 from forkypig.controller.store import events, intents, machines
+from forkypig.core.config import changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed
 from forkypig.core.reconcile import merge
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable
-from forkypig.model import Machine, MachineId, MachineState
+from forkypig.model import ConfigChange, Machine, MachineId, MachineState
 
 _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have done it or not
 
@@ -31,6 +32,18 @@ class Changes:
 
     async def start(self, machine: str) -> Machine:
         return await self._carry(machine, Action.START, self._desk.host.start)
+
+    async def update(self, machine: str, change: ConfigChange) -> Machine:
+        """Changes a machine's config; the host does it at once."""
+        desk = self._desk
+
+        async def configure(found: MachineId) -> Machine:
+            # Read when the operation is under way, so that of two changes none is lost.
+            async with desk.store.read() as tx:
+                row = await find_machine(tx, found)
+            return await desk.host.configure(found, changed(row.config, change))
+
+        return await self._carry(machine, Action.UPDATE, configure)
 
     async def _carry(self, text: str, action: Action, do: Callable[[MachineId], Awaitable[Machine]]) -> Machine:
         return await self._desk.journal.carry(self._change(text, action, do))

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller.desk import Desk, find_machine, find_source, known_parent
 from forkypig.controller.journal import Caller, Flight
 from forkypig.controller.store import events, images, intents, machines, snapshots
+from forkypig.core.config import check_may_fork, of_child
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed
 from forkypig.core.limits import check_count
@@ -21,8 +22,11 @@ from forkypig.daemon.server import now_us
 from forkypig.errors import AlreadyExists, ForkyError
 from forkypig.model import (
     Child,
+    ConfigChange,
+    ForkOptions,
     ForkResult,
     Machine,
+    MachineConfig,
     MachineId,
     MachineState,
     Snapshot,
@@ -51,17 +55,20 @@ class _Ground:
     snapshot: SnapshotId
     parent: MachineId | None
     stem: str  # of their names, when nobody says
+    config: MachineConfig
     image_name: str
 
 
 async def _ground(tx: AsyncConnection, source: Machine | Snapshot) -> _Ground:
     if isinstance(source, Machine):
         check_allowed(source, Action.FORK)
-        return _Ground(new_snapshot_id(), source.id, source.name, source.image_name)
+        check_may_fork(source)
+        return _Ground(new_snapshot_id(), source.id, source.name, source.config, source.image_name)
     origin = await machines.get(tx, source.machine) if source.machine else None
     image = await images.find(tx, source.image)
     stem = source.tag or (origin.name if origin else f"fork-{source.id[2:8]}")
-    return _Ground(source.id, source.machine, stem, image.name if image else "")
+    config = origin.config if origin else MachineConfig()
+    return _Ground(source.id, source.machine, stem, config, image.name if image else "")
 
 
 class Forks:
@@ -70,22 +77,26 @@ class Forks:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def fork(self, source: str, count: int, prefix: str, *, paused: bool) -> ForkResult:
+    async def fork(
+        self, source: str, count: int, prefix: str, options: ForkOptions, change: ConfigChange
+    ) -> ForkResult:
         """`count` children of a machine or a snapshot. Raises ForkyError; then nothing of the fork is left, or will be
         as soon as the host can be reached again."""
         caller = Caller()
-        return await self._desk.journal.carry(self._fork(source, count, prefix, paused, caller), caller)
+        return await self._desk.journal.carry(self._fork(source, count, prefix, options, change, caller), caller)
 
-    async def _fork(self, source: str, count: int, prefix: str, paused: bool, caller: Caller) -> ForkResult:
+    async def _fork(
+        self, source: str, count: int, prefix: str, options: ForkOptions, change: ConfigChange, caller: Caller
+    ) -> ForkResult:
         check_count(count)
         if prefix:
             check_name("machine", prefix)
         desk = self._desk
         await desk.reconciler.ensure_reachable()
         with desk.journal.flight() as flight:
-            asked = await self._reserve(flight, source, count, prefix)
+            asked = await self._reserve(flight, source, count, prefix, change)
             try:
-                result = await self._on_host(asked, paused)
+                result = await self._on_host(asked, options)
                 caller.check()
                 result = await self._record(asked, result)
             except ForkyError as error:
@@ -97,11 +108,12 @@ class Forks:
     def _machine_of(self, asked: _Asked) -> tuple[MachineId, ...]:
         return (asked.source.id,) if isinstance(asked.source, Machine) else ()
 
-    async def _reserve(self, flight: Flight, text: str, count: int, prefix: str) -> _Asked:
+    async def _reserve(self, flight: Flight, text: str, count: int, prefix: str, change: ConfigChange) -> _Asked:
         """Chooses names and ids and writes all down."""
         async with self._desk.store.write() as tx:
             source = await find_source(tx, text)
             ground = await _ground(tx, source)
+            config = of_child(ground.config, change, count, source.shape, source.accelerator)
             names = child_names(prefix or ground.stem, count, await machines.names(tx))
             children = tuple(
                 Machine(
@@ -114,6 +126,7 @@ class Forks:
                     snapshot=source.id if isinstance(source, Snapshot) else None,
                     parent=ground.parent,
                     created_us=now_us(),
+                    config=config,
                 )
                 for name in names
             )
@@ -132,13 +145,11 @@ class Forks:
             flight.take(intent)
         return _Asked(intent, source, ground.snapshot, children)
 
-    async def _on_host(self, asked: _Asked, paused: bool) -> ForkResult:
+    async def _on_host(self, asked: _Asked, options: ForkOptions) -> ForkResult:
         host = self._desk.host
         if isinstance(asked.source, Snapshot):
-            return await host.fork_snapshot(asked.source.id, asked.children, paused=paused)
-        return await host.fork_machine(
-            asked.source.id, asked.snapshot, SnapshotKind.FORK, "", asked.children, paused=paused
-        )
+            return await host.fork_snapshot(asked.source.id, asked.children, options)
+        return await host.fork_machine(asked.source.id, asked.snapshot, SnapshotKind.FORK, "", asked.children, options)
 
     async def _record(self, asked: _Asked, result: ForkResult) -> ForkResult:
         """Everything is there: in one transaction."""
@@ -172,11 +183,11 @@ class Forks:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
-    async def take_snapshot(self, machine: str, tag: str) -> Snapshot:
+    async def take_snapshot(self, machine: str, tag: str, *, quiesce: bool) -> Snapshot:
         """A snapshot that stays until it is removed. Once begun it is carried to its end, whoever waits."""
-        return await self._desk.journal.carry(self._take_snapshot(machine, tag))
+        return await self._desk.journal.carry(self._take_snapshot(machine, tag, quiesce))
 
-    async def _take_snapshot(self, text: str, tag: str) -> Snapshot:
+    async def _take_snapshot(self, text: str, tag: str, quiesce: bool) -> Snapshot:
         if tag:
             check_name("snapshot", tag)
         desk = self._desk
@@ -185,6 +196,7 @@ class Forks:
             async with desk.store.write() as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, Action.SNAPSHOT)
+                check_may_fork(machine)
                 await _check_tag_is_free(tx, tag)
                 intent = await intents.add(
                     tx,
@@ -199,7 +211,7 @@ class Forks:
             asked = _Asked(intent, machine, intent.snapshot, ())
             try:
                 result = await desk.host.fork_machine(
-                    machine.id, intent.snapshot, SnapshotKind.KEPT, tag, (), paused=False
+                    machine.id, intent.snapshot, SnapshotKind.KEPT, tag, (), ForkOptions(quiesce=quiesce)
                 )
                 async with desk.store.write() as tx:
                     snapshot = await self._record_split(tx, asked, result.snapshot)

@@ -41,6 +41,7 @@ class Health:
         answer.pager_error = host.pager_error
         answer.accelerator, answer.accelerator_reason = host.accelerator, host.accelerator_reason
         answer.qemu_version = host.qemu_version
+        answer.network, answer.network_reason = host.network, host.network_reason
         return answer
 
     async def doctor(self) -> pb.DoctorResponse:

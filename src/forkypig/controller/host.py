@@ -9,10 +9,12 @@ import grpc
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import (
+    ForkOptions,
     ForkResult,
     Image,
     ImageId,
     Machine,
+    MachineConfig,
     MachineId,
     Progress,
     Shape,
@@ -24,6 +26,7 @@ from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
+from forkypig.wire.config import config_to_wire, options_to_wire
 from forkypig.wire.status import from_rpc_error
 
 # Questions that hostd answers from memory; the margin is for a host whose cores are all taken.
@@ -110,7 +113,11 @@ class Host:
 
     async def boot(self, machine: Machine) -> Machine:
         request = pb.BootMachineRequest(
-            machine=machine.id, name=machine.name, image=machine.image, shape=convert.shape_to_wire(machine.shape)
+            machine=machine.id,
+            name=machine.name,
+            image=machine.image,
+            shape=convert.shape_to_wire(machine.shape),
+            config=config_to_wire(machine.config),
         )
         with host_errors():
             return convert.machine_from_wire(await self.stub.BootMachine(request, timeout=BOOT_S))
@@ -127,8 +134,7 @@ class Host:
         kind: SnapshotKind,
         tag: str,
         children: Sequence[Machine],
-        *,
-        paused: bool,
+        options: ForkOptions,
     ) -> ForkResult:
         request = pb.ForkMachineRequest(
             machine=machine,
@@ -136,13 +142,17 @@ class Host:
             kind=convert.kind_to_wire(kind),
             tag=tag,
             children=_new_children(children),
-            paused=paused,
+            options=options_to_wire(options),
         )
         with host_errors():
             return convert.fork_result_from_wire(await self.stub.ForkMachine(request, timeout=FORK_S))
 
-    async def fork_snapshot(self, snapshot: SnapshotId, children: Sequence[Machine], *, paused: bool) -> ForkResult:
-        request = pb.ForkSnapshotRequest(snapshot=snapshot, children=_new_children(children), paused=paused)
+    async def fork_snapshot(
+        self, snapshot: SnapshotId, children: Sequence[Machine], options: ForkOptions
+    ) -> ForkResult:
+        request = pb.ForkSnapshotRequest(
+            snapshot=snapshot, children=_new_children(children), options=options_to_wire(options)
+        )
         with host_errors():
             return convert.fork_result_from_wire(await self.stub.ForkSnapshot(request, timeout=FORK_S))
 
@@ -167,6 +177,11 @@ class Host:
         with host_errors():
             answer = await self.stub.StartMachine(pb.HostMachineRequest(machine=machine), timeout=BOOT_S)
         return convert.machine_from_wire(answer)
+
+    async def configure(self, machine: MachineId, config: MachineConfig) -> Machine:
+        request = pb.ConfigureMachineRequest(machine=machine, config=config_to_wire(config))
+        with host_errors():
+            return convert.machine_from_wire(await self.stub.ConfigureMachine(request, timeout=CHANGE_S))
 
     async def remove_machine(self, machine: MachineId) -> None:
         with host_errors():
@@ -193,10 +208,15 @@ class Host:
             answer = await self.stub.ListImages(common.Empty(), timeout=QUICK_S)
         return [convert.image_from_wire(image) for image in answer.images]
 
+    async def update_image(self, image: ImageId, forget_files: Sequence[str]) -> Image:
+        request = pb.HostUpdateImageRequest(image=image, forget_files=forget_files)
+        with host_errors():
+            return convert.image_from_wire(await self.stub.UpdateImage(request, timeout=QUICK_S))
+
     async def remove_image(self, image: ImageId) -> None:
         with host_errors():
             await self.stub.RemoveImage(pb.HostImageRequest(image=image), timeout=REMOVE_S)
 
 
 def _new_children(children: Sequence[Machine]) -> list[pb.NewChild]:
-    return [pb.NewChild(machine=child.id, name=child.name) for child in children]
+    return [pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config)) for child in children]

@@ -1,7 +1,7 @@
 """Images: the host builds and keeps them; here they are found by name, mirrored, and guarded against removal."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from forkypig.controller.collector import Collector
@@ -80,6 +80,14 @@ class Images:
                         await rows.save(tx, update)
                         await events.add(tx, "image.created", update.id, update.name)
                 yield update
+
+    async def update(self, text: str, forget_files: Sequence[str]) -> Image:
+        """Changes what forks of the image's machines forget."""
+        image = await self._desk.host.update_image((await self.get(text)).id, forget_files)
+        async with self._desk.store.write() as tx:
+            await rows.save(tx, image)
+            await events.add(tx, "image.updated", image.id, image.name)
+        return image
 
     async def remove(self, text: str) -> None:
         """Removes an image and its templates. Raises NotPossibleNow, naming them, while others are made of it."""

@@ -14,13 +14,26 @@ from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.templates import Templates
+from forkypig.core.config import changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.core.names import pleasant_name
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import AlreadyExists, ForkyError, NotFound
-from forkypig.model import Image, Machine, MachineState, Progress, Shape, Snapshot, check_name, new_machine_id
+from forkypig.model import (
+    ConfigChange,
+    ForkOptions,
+    Image,
+    Machine,
+    MachineConfig,
+    MachineState,
+    Progress,
+    Shape,
+    Snapshot,
+    check_name,
+    new_machine_id,
+)
 from forkypig.v1 import host_pb2
 
 ShowProgress = Callable[[Progress], None]
@@ -34,6 +47,7 @@ class RunRequest:
     name: str = ""
     shape: Shape = field(default_factory=lambda: Shape(0, 0, 0))
     cold_boot: bool = False
+    change: ConfigChange = ConfigChange()  # of the default config
 
 
 class Runs:
@@ -49,6 +63,7 @@ class Runs:
         if request.name:
             check_name("machine", request.name)
         shape = with_defaults(request.shape)
+        config = changed(MachineConfig(), request.change)
         check_shape(shape, 0)  # what is wrong anywhere is told also when the host is away
         await self._check_name_is_free(request.name)
         status = await self._desk.host.status()
@@ -56,7 +71,7 @@ class Runs:
         image = await caller.wait_for(self._images.find_or_build(request.image, show))
         check_disk_holds(shape, image)
         with self._desk.journal.flight() as flight:
-            machine, intent = await self._reserve(flight, request.name, image, shape)
+            machine, intent = await self._reserve(flight, request.name, image, shape, config)
             try:
                 machine = await self._start(machine, image, status, request.cold_boot, show, caller)
                 caller.check()
@@ -75,7 +90,9 @@ class Runs:
                 if await machines.by_name(tx, name) is not None:
                     raise AlreadyExists("machine", name)
 
-    async def _reserve(self, flight: Flight, name: str, image: Image, shape: Shape) -> tuple[Machine, Intent]:
+    async def _reserve(
+        self, flight: Flight, name: str, image: Image, shape: Shape, config: MachineConfig
+    ) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
             taken = await machines.names(tx)
             if name in taken:
@@ -88,6 +105,7 @@ class Runs:
                 image_name=image.name,
                 shape=shape,
                 created_us=now_us(),
+                config=config,
             )
             await machines.add(tx, [machine])
             intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
@@ -127,7 +145,7 @@ class Runs:
             # From here on the template can't be removed.
             await machines.set_snapshot(tx, machine.id, template.id)
         machine = replace(machine, snapshot=template.id)
-        result = await caller.wait_for(self._desk.host.fork_snapshot(template.id, [machine], paused=False))
+        result = await caller.wait_for(self._desk.host.fork_snapshot(template.id, [machine], ForkOptions()))
         return merge(machine, result.children[0].machine, {template.id})
 
     async def _record(self, machine: Machine, intent: Intent, ready_ms: float) -> None:

@@ -27,6 +27,7 @@ from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import controller_pb2_grpc, host_pb2
 from forkypig.wire import convert
+from forkypig.wire.config import change_from_wire, options_from_wire
 from forkypig.wire.status import abort
 
 P = ParamSpec("P")
@@ -80,7 +81,12 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     # -- making --------------------------------------------------------------------------------------------------------
 
     async def RunMachine(self, request: pb.RunMachineRequest, context: Context) -> AsyncIterator[pb.RunMachineResponse]:
-        asked = RunRequest(request.image, request.name, convert.shape_from_wire(request.shape), request.cold_boot)
+        try:
+            change = change_from_wire(request.config)
+        except ForkyError as error:
+            await abort(context, error)
+        shape = convert.shape_from_wire(request.shape)
+        asked = RunRequest(request.image, request.name, shape, request.cold_boot, change)
         updates: asyncio.Queue[Progress | None] = asyncio.Queue()
         caller = Caller()
         outcome = self._desk.journal.begin(self._do.runs.run(asked, updates.put_nowait, caller))
@@ -103,12 +109,14 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
 
     @answered
     async def Fork(self, request: pb.ForkRequest, context: Context) -> common.ForkResult:
-        result = await self._do.forks.fork(request.source, request.count, request.name_prefix, paused=request.paused)
+        options, change = options_from_wire(request.options), change_from_wire(request.config)
+        result = await self._do.forks.fork(request.source, request.count, request.name_prefix, options, change)
         return convert.fork_result_to_wire(result)
 
     @answered
     async def TakeSnapshot(self, request: pb.TakeSnapshotRequest, context: Context) -> common.Snapshot:
-        return convert.snapshot_to_wire(await self._do.forks.take_snapshot(request.machine, request.tag))
+        made = await self._do.forks.take_snapshot(request.machine, request.tag, quiesce=request.quiesce)
+        return convert.snapshot_to_wire(made)
 
     # -- machines ------------------------------------------------------------------------------------------------------
 
@@ -141,6 +149,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def StartMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
         return self._machine(await self._do.changes.start(request.machine))
+
+    @answered
+    async def UpdateMachine(self, request: pb.UpdateMachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.update(request.machine, change_from_wire(request.change)))
 
     @answered
     async def RemoveMachine(self, request: pb.MachineRequest, context: Context) -> common.Empty:
@@ -224,6 +236,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def GetImage(self, request: pb.ImageRequest, context: Context) -> common.Image:
         return convert.image_to_wire(await self._do.images.get(request.image))
+
+    @answered
+    async def UpdateImage(self, request: pb.UpdateImageRequest, context: Context) -> common.Image:
+        return convert.image_to_wire(await self._do.images.update(request.image, request.forget_files))
 
     @answered
     async def RemoveImage(self, request: pb.ImageRequest, context: Context) -> common.Empty:

@@ -15,11 +15,12 @@ import grpc
 from forkypig import errors, model
 from forkypig.sdk import local
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
-from forkypig.sdk.machine import Fork, Machine
+from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.v1 import common_pb2, controller_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
+from forkypig.wire.config import change_to_wire, options_to_wire
 
 if TYPE_CHECKING:
     from forkypig.v1.controller_pb2_grpc import ControllerAsyncStub
@@ -96,18 +97,22 @@ class Forky:
         memory_mib: int = 0,
         disk_mib: int = 0,
         cold_boot: bool = False,
+        config: model.ConfigChange = UNCHANGED,
         on_progress: OnProgress | None = None,
     ) -> Machine:
         """Makes a machine from an image ("" is the default one, built if it is missing) and waits until it is ready.
 
         The first run of an image and shape boots and keeps a template; later ones start from it in milliseconds,
-        unless `cold_boot`. Zeros are defaults, "" lets a name be chosen.
+        unless `cold_boot`. Zeros are defaults, "" lets a name be chosen. `config`: network, ports, limits, as far as
+        they are not to be the defaults.
         Raises AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, MachineFailed, GuestUnresponsive."""
         for what, value in (("CPUs", cpus), ("MiB of memory", memory_mib), ("MiB of disk", disk_mib)):
             if not 0 <= value < 1 << 31:
                 raise errors.InvalidRequest(f"{value} {what} can't be had: use a positive number, or 0 for the default")
         shape = common_pb2.Shape(cpus=cpus, memory_mib=memory_mib, disk_mib=disk_mib)
-        request = pb.RunMachineRequest(image=image, name=name, shape=shape, cold_boot=cold_boot)
+        request = pb.RunMachineRequest(
+            image=image, name=name, shape=shape, cold_boot=cold_boot, config=change_to_wire(config)
+        )
         call = self.controller.RunMachine(request, timeout=LONG_S)
         async for update in translated(self.socket, call):
             if update.WhichOneof("update") == "result":
@@ -116,13 +121,30 @@ class Forky:
                 on_progress(convert.progress_from_wire(update.progress))
         raise errors.InternalError("the run ended without a machine: the controller's log says more")
 
-    async def fork(self, source: str, count: int = 1, *, name: str = "", paused: bool = False) -> Fork:
+    async def fork(
+        self,
+        source: str,
+        count: int = 1,
+        *,
+        name: str = "",
+        paused: bool = False,
+        quiesce: bool = False,
+        forget: Sequence[str] = (),
+        config: model.ConfigChange = UNCHANGED,
+    ) -> Fork:
         """Makes `count` children (1 to 1000) of a machine or a snapshot, given by id, name or tag.
 
         See `Machine.fork`. Raises NotFound besides."""
         if not 1 <= count <= 1000:
             raise errors.InvalidRequest(f"{count} children are not possible: ask for 1 to 1000")
-        request = pb.ForkRequest(source=source, count=count, name_prefix=name, paused=paused)
+        options = model.ForkOptions(paused=paused, quiesce=quiesce, forget=tuple(forget))
+        request = pb.ForkRequest(
+            source=source,
+            count=count,
+            name_prefix=name,
+            options=options_to_wire(options),
+            config=change_to_wire(config),
+        )
         with calls(self.socket):
             message = await self.controller.Fork(request, timeout=LONG_S)
         result = convert.fork_result_from_wire(message)
@@ -189,6 +211,13 @@ class Forky:
             if on_progress is not None:
                 on_progress(convert.progress_from_wire(update.progress))
         raise errors.InternalError("the build ended without an image: the daemons' logs say more")
+
+    async def update_image(self, image: str, *, forget_files: Sequence[str]) -> model.Image:
+        """Names the files (absolute paths; directories with all that is in them) that forks of the image's machines
+        don't have: they are overwritten and removed in each child. Raises NotFound, InvalidRequest."""
+        request = pb.UpdateImageRequest(image=image, forget_files=forget_files)
+        with calls(self.socket):
+            return convert.image_from_wire(await self.controller.UpdateImage(request, timeout=QUICK_S))
 
     async def remove_image(self, image: str) -> None:
         """Deletes an image, given by id or name. Raises NotFound, and NotPossibleNow while machines stand on it."""

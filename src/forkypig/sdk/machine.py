@@ -12,9 +12,13 @@ from forkypig.sdk.process import Command, ExecResult, Process, collect
 from forkypig.sdk.transfer import Copied, OnBytes, Transfer
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
+from forkypig.wire.config import change_to_wire
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
+
+
+UNCHANGED = model.ConfigChange()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +75,32 @@ class Machine:
         self.info = convert.machine_from_wire(message)
         return self.info
 
-    async def fork(self, count: int = 1, *, name: str = "", paused: bool = False) -> Fork:
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str = "",
+        paused: bool = False,
+        quiesce: bool = False,
+        forget: Sequence[str] = (),
+        config: model.ConfigChange = UNCHANGED,
+    ) -> Fork:
         """Splits the machine into itself and `count` children (1 to 1000) that inherit its memory and its disk.
 
         A running machine goes on; a paused one stays paused. Children are called NAME-1, NAME-2, … (`name` "" is the
         machine's own name), and are handed out when their agent has confirmed its new identity.
+        `quiesce` freezes the guest's user processes before the split; they go on when each machine has its own entropy.
+        `forget` names environment variables whose values are wiped in the children. `config` is what differs from the
+        machine's own config, which children inherit but for the published ports; limits can only become tighter.
         Raises InvalidRequest, NotPossibleNow, ResourceExhausted, MachineFailed, GuestUnresponsive."""
-        return await self._forky.fork(self.id, count, name=name, paused=paused)
+        return await self._forky.fork(
+            self.id, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config
+        )
 
-    async def snapshot(self, tag: str = "") -> model.Snapshot:
-        """Keeps the machine's state of this instant until it is removed. Raises AlreadyExists when the tag is taken."""
-        request = pb.TakeSnapshotRequest(machine=self.id, tag=tag)
+    async def snapshot(self, tag: str = "", *, quiesce: bool = False) -> model.Snapshot:
+        """Keeps the machine's state of this instant until it is removed. With `quiesce` user processes are frozen in
+        it, and go on in its forks when these have their own entropy. Raises AlreadyExists when the tag is taken."""
+        request = pb.TakeSnapshotRequest(machine=self.id, tag=tag, quiesce=quiesce)
         with calls(self._forky.socket):
             return convert.snapshot_from_wire(await self._forky.controller.TakeSnapshot(request, timeout=MACHINE_S))
 
@@ -108,6 +127,14 @@ class Machine:
         """Boots a stopped machine from its disk. Raises NotPossibleNow when it is not stopped."""
         with calls(self._forky.socket):
             message = await self._forky.controller.StartMachine(pb.MachineRequest(machine=self.id), timeout=MACHINE_S)
+        self.info = convert.machine_from_wire(message)
+
+    async def update(self, change: model.ConfigChange) -> None:
+        """Changes its network, ports or limits at once, also while it runs. Open connections that a new policy forbids
+        are cut. Raises InvalidRequest, AlreadyExists (a port in use), NotPossibleNow (what this host can't do)."""
+        request = pb.UpdateMachineRequest(machine=self.id, change=change_to_wire(change))
+        with calls(self._forky.socket):
+            message = await self._forky.controller.UpdateMachine(request, timeout=MACHINE_S)
         self.info = convert.machine_from_wire(message)
 
     async def remove(self) -> None:

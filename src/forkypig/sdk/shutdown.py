@@ -28,21 +28,14 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
     """Shuts down machines, writes the memory of snapshots to files, ends the daemons. Returns whether any ran.
 
     Raises HostUnreachable or what hostd raised when the machines could not be shut down: then the daemons are left
-    as they are, so that nothing is lost, unless `force`."""
+    as they are, so that nothing is lost, unless `force` or there are none."""
     if not at.run.is_dir():
         return False
     async with local.locked(at):
         in_order = True
         some_ran = any(running_pid(at.pid_file(daemon)) is not None for daemon in local.DAEMONS)
-        if some_ran or _may_have_machines(at):
-            try:
-                await local.start(at, ("pager", "hostd"), on_progress)
-                await _shut_down(at, on_progress)
-            except errors.ForkyError as error:
-                if not force:
-                    raise
-                in_order = False
-                log.warning("the machines were not shut down in order, ending the daemons all the same: %s", error)
+        if some_ran or _may_have_left_something(at):
+            in_order = await _end_machines(at, on_progress, force=force)
         for daemon in reversed(local.DAEMONS):
             if on_progress is not None and some_ran:
                 on_progress(model.Progress(f"ending the {daemon}"))
@@ -54,8 +47,26 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
     return some_ran
 
 
-def _may_have_machines(at: HomePaths) -> bool:
-    """Whether QEMU processes may run although no daemon does."""
+async def _end_machines(at: HomePaths, on_progress: local.OnProgress | None, *, force: bool) -> bool:
+    """Returns whether all ended in order; raises if not, unless `force` or there is nothing to lose."""
+    started = False
+    try:
+        await local.start(at, ("pager", "hostd"), on_progress)
+        started = True
+        await _shut_down(at, on_progress)
+    except errors.ForkyError as error:
+        # A hostd that can't start (its settings are wrong) needs none when there are no machines.
+        if not force and (started or _may_have_left_something(at)):
+            raise
+        log.warning("the machines were not shut down in order, ending the daemons all the same: %s", error)
+        return False
+    return True
+
+
+def _may_have_left_something(at: HomePaths) -> bool:
+    """Whether QEMU processes may run, or networks be there, although no daemon runs."""
+    if at.network_state.exists():
+        return True
     if local.clean_mark(at).exists():
         return False
     return any(path.is_dir() and any(path.iterdir()) for path in (at.machines, at.snapshots))

@@ -33,6 +33,8 @@ class Status:
     accelerator: str | None = None
     accelerator_reason: str = ""
     qemu_version: str = ""
+    network: str | None = None  # "nat", "user" or "none"
+    network_reason: str = ""
     machines: int = 0
     snapshots: int = 0
 
@@ -53,6 +55,8 @@ class Status:
             accelerator=answer.accelerator or None,
             accelerator_reason=answer.accelerator_reason,
             qemu_version=answer.qemu_version,
+            network=answer.network or None,
+            network_reason=answer.network_reason,
             machines=answer.machines,
             snapshots=answer.snapshots,
         )

@@ -20,7 +20,12 @@ def _image(row: Any) -> Image:
         sha256=row.sha256,
         created_us=row.created_us,
         description=row.description,
+        forget_files=tuple(row.forget_files),
     )
+
+
+def _values(image: Image) -> dict[str, Any]:
+    return {**asdict(image), "forget_files": list(image.forget_files)}
 
 
 async def find(connection: AsyncConnection, image: str) -> Image | None:
@@ -43,7 +48,7 @@ async def every(connection: AsyncConnection) -> list[Image]:
 
 async def replace_all(connection: AsyncConnection, images: Iterable[Image]) -> None:
     """From now on these are the images."""
-    values = [asdict(image) for image in images]
+    values = [_values(image) for image in images]
     await connection.execute(delete(table))
     if values:
         await connection.execute(insert(table), values)
@@ -51,7 +56,7 @@ async def replace_all(connection: AsyncConnection, images: Iterable[Image]) -> N
 
 async def save(connection: AsyncConnection, image: Image) -> None:
     await connection.execute(delete(table).where(table.c.id == image.id))
-    await connection.execute(insert(table), [asdict(image)])
+    await connection.execute(insert(table), [_values(image)])
 
 
 async def delete_one(connection: AsyncConnection, image: ImageId) -> None:

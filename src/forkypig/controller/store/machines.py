@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines as table
-from forkypig.model import ImageId, Machine, MachineId, MachineState, Shape, SnapshotId
+from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, Shape, SnapshotId
+
+_config = TypeAdapter(MachineConfig)
 
 
 def _values(machine: Machine) -> dict[str, Any]:
@@ -28,6 +31,7 @@ def _values(machine: Machine) -> dict[str, Any]:
         "accelerator": machine.accelerator,
         "accelerator_reason": machine.accelerator_reason,
         "created_us": machine.created_us,
+        "config": _config.dump_json(machine.config).decode(),
     }
 
 
@@ -47,6 +51,7 @@ def _machine(row: Any) -> Machine:
         accelerator=row.accelerator,
         accelerator_reason=row.accelerator_reason,
         created_us=row.created_us,
+        config=_config.validate_json(row.config),
     )
 
 

@@ -1,6 +1,7 @@
 """The tables. SQLite is what they run on today; nothing here or in the queries is SQLite's alone."""
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -69,6 +70,7 @@ machines = Table(
     Column("accelerator", String(16), nullable=False),
     Column("accelerator_reason", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
+    Column("config", Text, nullable=False, server_default="{}"),  # JSON object: model.MachineConfig
 )
 
 # A mirror of what the host has: machines keep their image's name while the host is away.
@@ -82,6 +84,7 @@ images = Table(
     Column("sha256", String(64), nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("description", Text, nullable=False),
+    Column("forget_files", JSON, nullable=False, server_default="[]"),
 )
 
 # Accelerator and QEMU build are in the snapshot: a template of others is replaced.
