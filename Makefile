@@ -27,7 +27,7 @@ check: ## formatting, lint, types, import walls, generated code, lock
 	$(BIN)/python scripts/check_lock.py
 
 test: setup image ## every test, with real machines
-	$(ROOT) $(PYTEST)
+	$(ROOT) scripts/test
 
 test-quick: ## unit and component tests alone: no machines, no root
 	$(PYTEST) tests/unit tests/component

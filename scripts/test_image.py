@@ -35,6 +35,9 @@ def main() -> int:
     except ForkyError as error:
         print(f"[image] {error}", file=sys.stderr)
         return 1
+    for old in ImageStore(CACHE).list()[:-2]:  # of other versions of the agent; each takes 190 MB
+        if old.id != image.id:
+            ImageStore(CACHE).remove(old.id)
     print(f"[image] {image.name} {image.id}: {image.size_bytes >> 20} MiB, kernel {image.kernel}")
     return 0
 

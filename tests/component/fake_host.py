@@ -144,7 +144,9 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         return await self._answer("BootMachine", request, context)
 
     async def _do_BootMachine(self, request: pb.BootMachineRequest) -> common.Machine:
-        return self._machine(request.machine, request.name, RUNNING, image=request.image, shape=request.shape)
+        return self._machine(
+            request.machine, request.name, RUNNING, image=request.image, shape=request.shape, config=request.config
+        )
 
     async def MakeTemplate(self, request: Any, context: Any) -> common.Snapshot:
         return await self._answer("MakeTemplate", request, context)
@@ -192,11 +194,12 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
                 machine=self._machine(
                     child.machine,
                     child.name,
-                    PAUSED if request.paused else RUNNING,
+                    PAUSED if request.options.paused else RUNNING,
                     image=snapshot.image,
                     shape=snapshot.shape,
                     snapshot=snapshot.id,
                     parent=snapshot.machine,
+                    config=child.config,
                 ),
                 ready_ms=40.0,
             )
@@ -230,6 +233,14 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def _do_StartMachine(self, request: Any) -> common.Machine:
         self.change(request.machine, state=RUNNING, qemu_pid=99)
+        return self.machines[request.machine]
+
+    async def ConfigureMachine(self, request: Any, context: Any) -> common.Machine:
+        return await self._answer("ConfigureMachine", request, context)
+
+    async def _do_ConfigureMachine(self, request: Any) -> common.Machine:
+        self.machines[request.machine].config.CopyFrom(request.config)
+        self._tell(self.machines[request.machine])
         return self.machines[request.machine]
 
     async def RemoveMachine(self, request: Any, context: Any) -> common.Empty:
@@ -269,6 +280,14 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def ListImages(self, request: Any, context: Any) -> pb.HostListImagesResponse:
         return pb.HostListImagesResponse(images=self.images.values())
+
+    async def UpdateImage(self, request: Any, context: Any) -> common.Image:
+        made = common.Image()
+        made.CopyFrom(self.images[request.image])
+        made.ClearField("forget_files")
+        made.forget_files.extend(request.forget_files)
+        self.images[request.image] = made
+        return made
 
     async def RemoveImage(self, request: Any, context: Any) -> common.Empty:
         self.images.pop(request.image, None)

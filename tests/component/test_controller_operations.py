@@ -165,7 +165,7 @@ async def test_fork(client: Client, host: FakeHost) -> None:
 async def test_fork_paused_children_of_a_paused_machine(client: Client) -> None:
     await client.run("web")
     assert (await client.machine("PauseMachine", "web")).state == PAUSED
-    result = await client.fork("web", 1, paused=True)
+    result = await client.fork("web", 1, options=common.ForkOptions(paused=True))
     assert result.children[0].machine.state == PAUSED
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from forkypig.daemon.settings import Settings
+from forkypig.hostd.network import instance_of
 from forkypig.sync import Forky
 
 CHECKOUT = Path(__file__).parents[2]
@@ -21,16 +23,24 @@ IMAGES = Path(os.environ.get("FORKY_TEST_IMAGES") or CHECKOUT / ".cache/images")
 
 
 class Instance:
-    """One FORKY_HOME and its `forky` command."""
+    """One FORKY_HOME and its `forky` command, in a network namespace that stands for the host's."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
+        self.name = instance_of(Settings(home=home))
+        self.netns = f"fpt-{self.name}"
+        ip("netns", "add", self.netns)
+        ip("-n", self.netns, "link", "set", "lo", "up")
         self.environment = {**os.environ, "FORKY_HOME": str(home), "FORKY_SETTLE_AFTER_S": "3600", **settings}
+
+    def inside(self, *argv: str) -> list[str]:
+        """The command, in the namespace that stands for the host's. Not `ip netns exec`, which hides the cgroups."""
+        return ["nsenter", f"--net=/run/netns/{self.netns}", *argv]
 
     def run(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 240) -> subprocess.CompletedProcess[bytes]:
         """Runs `forky ARGUMENTS`."""
         return subprocess.run(
-            [FORKY, *arguments],
+            self.inside(FORKY, *arguments),
             env=self.environment,
             input=stdin,
             capture_output=True,
@@ -119,14 +129,45 @@ class Instance:
             left = self.processes()
             assert not left, f"down left processes: {left}"
             assert not self.mounts(), f"down left mounts: {self.mounts()}"
+            assert not self.networks(), f"down left in the network: {self.networks()}"
+            assert not self.cgroups(), f"down left cgroups: {self.cgroups()}"
         finally:
-            for pid in self.processes():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            for mount in self.mounts():
-                subprocess.run(["umount", "-l", mount.split()[1]], check=False)
+            self.clear()
+
+    def clear(self) -> None:
+        """Ends and removes whatever is left, by pid and by name."""
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + 10  # a killed QEMU gives its memory back first, and is in its cgroup until then
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for mount in self.mounts():
+            subprocess.run(["umount", "-l", mount.split()[1]], check=False)
+        for path in Path("/run/netns").glob(f"forky-{self.name}-*"):
+            subprocess.run(["ip", "netns", "delete", path.name], check=False)
+        subprocess.run(["ip", "netns", "delete", self.netns], check=False)  # and all that is in it
+        for tree in self.cgroups():
+            subprocess.run(["find", tree, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"], check=False)
+
+    def networks(self) -> list[str]:
+        """What is left of this instance's network: namespaces, interfaces, tables."""
+        found = [path.name for path in Path("/run/netns").glob(f"forky-{self.name}-*")]
+        links = json.loads(ip("-n", self.netns, "-j", "link"))
+        found += [link["ifname"] for link in links if link["ifname"].startswith("fk")]
+        tables = subprocess.run(self.inside("nft", "list", "tables"), capture_output=True, check=True)
+        return found + [line for line in tables.stdout.decode().splitlines() if "forky" in line]
+
+    def cgroups(self) -> list[str]:
+        """Cgroups of this instance."""
+        return [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/forky-{self.name}")]
+
+
+def ip(*arguments: str) -> str:
+    """Runs iproute2's ip."""
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def _zombie(pid: int) -> bool:

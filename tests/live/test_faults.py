@@ -35,7 +35,7 @@ def faulty(forky: Instance) -> None:
             os.kill(pid, signal.SIGKILL)
     with (forky.home / "logs/hostd.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "faulty_hostd.py")],
+            forky.inside(sys.executable, str(Path(__file__).parent / "faulty_hostd.py")),
             env=forky.environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -54,10 +54,11 @@ def qemus(forky: Instance) -> int:
 
 def goes_on(forky: Instance, machine: str) -> None:
     """The machine is alive, has its files, and its program goes on."""
-    assert forky.sh(machine, "cat /root/kept") == "kept"
-    was = int(forky.sh(machine, "wc -l < /root/ticks"))
-    time.sleep(1.0)
-    assert int(forky.sh(machine, "wc -l < /root/ticks")) > was
+    kept, was, now = forky.sh(
+        machine, "cat /root/kept; wc -l < /root/ticks; sleep 0.6; wc -l < /root/ticks"
+    ).splitlines()
+    assert kept == "kept"
+    assert int(now) > int(was)
 
 
 @pytest.mark.parametrize("step", FORK_STEPS)
@@ -89,9 +90,7 @@ def test_hostd_killed_at_any_step_of_a_fork(forky: Instance, parent: str, step: 
         assert machine["state"] == "running", machine
     child = forky.json("fork", parent, "-n", "1")["children"][0]["name"]
     goes_on(forky, child)
-    for machine in forky.json("ps"):
-        if machine["name"] != parent:
-            forky.ok("rm", machine["name"])
+    forky.ok("rm", *(m["name"] for m in forky.json("ps") if m["name"] != parent))
 
 
 @pytest.mark.parametrize("daemons", [("controller",), ("hostd",), ("controller", "hostd")])
@@ -126,7 +125,9 @@ def test_a_qemu_that_dies_is_told_and_the_others_go_on(forky: Instance, parent: 
 
 def test_a_fork_that_is_interrupted_leaves_nothing_half_made(forky: Instance, parent: str) -> None:
     process = subprocess.Popen([FORKY, "fork", parent, "-n", "6", "--name", "int"], env=forky.environment)
-    time.sleep(0.7)
+    deadline = time.monotonic() + 60
+    while not any(m["name"].startswith("int") for m in forky.json("ps")):  # it was asked for
+        assert time.monotonic() < deadline
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     deadline = time.monotonic() + 60

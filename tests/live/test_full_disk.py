@@ -1,6 +1,8 @@
 """A full disk: one clear sentence, nothing lost, and all is well again once there is room."""
 
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,8 +22,7 @@ def small() -> Iterator[Instance]:
         instance.ok("rm", "--all")
         instance.ok("down", "--force")
     finally:
-        for pid in instance.processes():
-            subprocess.run(["kill", "-9", str(pid)], check=False)
+        instance.clear()
         subprocess.run(["umount", "-R", "-l", str(instance.home)], check=False)
         subprocess.run(["rm", "-rf", "--one-file-system", str(instance.home)], check=False)
 
@@ -44,3 +45,29 @@ def test_a_fork_on_a_full_disk_fails_and_the_parent_goes_on(small: Instance) -> 
     filler.unlink()
     children = [child["name"] for child in forky.json("fork", "web", "-n", "2")["children"]]
     assert [forky.sh(name, "cat /root/kept") for name in children] == ["kept", "kept"]
+
+
+def test_a_guest_that_can_not_write_waits_for_room_and_says_so(small: Instance) -> None:
+    forky = small
+    forky.ok("run", "--name", "web")
+    filler = forky.home / "filler"
+    free = shutil.disk_usage(forky.home).free
+    filler.write_bytes(bytes(max(0, free - (8 << 20))))
+    forky.sh(
+        "web",
+        "nohup sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=16 oflag=direct; echo done > /root/done'"
+        " >/dev/null 2>&1 &",
+    )
+    deadline = time.monotonic() + 180
+    while forky.json("inspect", "web")["state"] != "paused":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "stands still" in forky.fails("exec", "web", "--", "true")
+    filler.unlink()
+    while forky.json("inspect", "web")["state"] != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    while forky.sh("web", "cat /root/done 2>/dev/null || true") != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert forky.sh("web", "stat -c %s /root/big") == str(16 << 20)

@@ -110,17 +110,6 @@ def test_a_check_that_cannot_look_is_a_finding(proc: Path) -> None:
     assert (found.name, found.verdict) == ("overcommit", "warning")
 
 
-def test_cgroup_versions(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "CGROUPS", tmp_path)
-    (proc / "cgroups").write_text("#subsys_name\thierarchy\tnum\tenabled\nmemory\t4\t1\t1\ncpu\t0\t1\t1\n")
-    first = kernel.cgroups()
-    assert (first.verdict, first.detail) == ("warning", "version 1 (memory)")
-    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
-    assert kernel.cgroups().verdict == "ok"
-    (tmp_path / "cgroup.controllers").write_text("cpu\n")
-    assert kernel.cgroups().detail == "version 2, without memory, pids"
-
-
 def test_ptrace_scope_that_forbids_reading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The rest of /proc is the real one, seen through links."""
     (tmp_path / "sys/kernel/yama").mkdir(parents=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from forkypig.model import Shape
-from forkypig.qemu.command import CommandLine, DirectBoot, Hardware, Sockets
+from forkypig.qemu.command import CommandLine, DirectBoot, Hardware, Inherited
 
 _BOOTED = CommandLine(
     qemu="qemu-system-x86_64",
@@ -20,7 +20,7 @@ _BOOTED = CommandLine(
     generation_id=uuid.UUID(int=7),
 )
 _SHELL = replace(_BOOTED, memory=Path("/m/s-1/memory"), boot=None)
-_SOCKETS = Sockets(3, 4)
+_SOCKETS = Inherited(3, 4)
 
 
 def _devices(arguments: list[str]) -> list[str]:
