@@ -11,7 +11,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import alternatives, busy, charts, density, everyday, facts, floor, generations, instance, pause, ready
+from bench import (
+    alternatives,
+    busy,
+    charts,
+    density,
+    everyday,
+    facts,
+    floor,
+    generations,
+    instance,
+    network,
+    pause,
+    ready,
+)
 from bench.results import Results
 from bench.session import Section, Session
 from bench.tables import markdown, tables
@@ -27,6 +40,7 @@ SECTIONS: dict[str, Section] = {
     density.SECTION: density.run,
     everyday.SECTION: everyday.run,
     alternatives.SECTION: alternatives.run,
+    network.SECTION: network.run,
     busy.SECTION: busy.run,
     busy.SETTLING: busy.settling,
 }

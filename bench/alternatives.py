@@ -68,7 +68,7 @@ async def _base(here: Instance) -> Base:
     files = ImageStore(here.settings.images).files(like.image)
     return Base(
         qemu=here.settings.qemu,
-        hardware=Hardware(like.machine_type, like.accelerator, like.cpu_model, here.settings.network),
+        hardware=Hardware(like.machine_type, like.accelerator, like.cpu_model, "user"),
         shape=like.shape,
         boot=DirectBoot(files.kernel, files.initrd, files.cmdline),
         disk=files.disk,

@@ -60,7 +60,7 @@ def _command(directory: Path, number: int, like: Snapshot, here: Instance) -> Co
     return CommandLine(
         qemu=here.settings.qemu,
         process_id=f"floor-{number}",
-        hardware=Hardware(like.machine_type, like.accelerator, like.cpu_model, here.settings.network),
+        hardware=Hardware(like.machine_type, like.accelerator, like.cpu_model, "user"),
         shape=like.shape,
         disks=chain(disk),
         aio=aio_engine(),

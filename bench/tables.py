@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import alternatives, busy, density, everyday, floor, generations, pause, ready
+from bench import alternatives, busy, density, everyday, floor, generations, network, pause, ready
 from bench.results import Measure, Results
 from bench.targets import Target, evaluate
 
@@ -50,6 +50,7 @@ def tables(results: Results) -> list[Table]:
         _measures(results, "With all cores busy in other machines", busy.SECTION),
         _measures(results, "While earlier snapshots are written to files", busy.SETTLING),
         _measures(results, "Time to ready", ready.SECTION),
+        _measures(results, "A network of its own, against the user-mode network", network.SECTION),
         _measures(results, "The floor: starting QEMU", floor.SECTION),
         _measures(results, "Host memory of children", density.SECTION),
         _measures(results, "Every day", everyday.SECTION),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import alternatives, busy, density, everyday, floor, generations, hostlog, pause, ready
+from bench import alternatives, busy, density, everyday, floor, generations, hostlog, network, pause, ready
 from bench.results import Measure, Results
 from bench.stats import percentile
 
@@ -23,7 +23,7 @@ class Target:
 
 def evaluate(results: Results) -> list[Target]:
     """All targets, in the order of the issue."""
-    return [*_pause(results), *_same(results), *_busy(results), *_ready(results), *_rest(results)]
+    return [*_pause(results), *_same(results), *_busy(results), *_ready(results), *_network(results), *_rest(results)]
 
 
 def _at_most(name: str, samples: list[float], fraction: float, limit: float, unit: str, where: str = "") -> Target:
@@ -116,6 +116,23 @@ def _spenders(results: Results, children: int) -> str:
     ]
     told = [("steps of a child, p50: ", steps), ("CPU time of one fork: ", parts)]
     return "; ".join(title + ", ".join(found) for title, found in told if found)
+
+
+def _network(results: Results) -> Iterator[Target]:
+    """What a network of its own adds, medians against the user-mode network's, and what a client notices."""
+    for quantity, limit in (("pause", 2), ("one child ready", 30)):
+        nat, user = (results.samples(network.SECTION, quantity, kind=kind) for kind in ("nat", "user"))
+        name, asked = f"{quantity}: a network of its own adds", f"≤ {limit} ms"
+        if nat and user:
+            with_it, without = percentile(nat, 0.5), percentile(user, 0.5)
+            found = f"{with_it - without:+.1f} ms ({with_it:.1f} and {without:.1f}, n={len(nat)})"
+            yield Target(name, asked, found, with_it - without <= limit)
+        else:
+            yield Target(name, asked, "not measured", None)
+    answers = results.samples(network.SECTION, "answer over an open connection")
+    yield _at_most("slowest answer over an open connection to a machine that forks", answers, 1.0, 150, "ms")
+    lost = results.samples(network.SECTION, "retransmits")
+    yield _at_most("segments sent again over it", lost, 1.0, 0, "segments")
 
 
 def _rest(results: Results) -> Iterator[Target]:
