@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from forkypig.errors import Busy, ForkyError
+from forkypig.errors import Busy, ForkyError, ResourceExhausted
 from forkypig.hostd.machine import LiveMachine
 from forkypig.model import Machine, MachineConfig, MachineState
 from forkypig.qemu import split
@@ -87,7 +87,8 @@ async def remove_machine(host: "Host", live: LiveMachine) -> None:
         async with asyncio.timeout(_REMOVE_WAITS_S):
             while True:
                 with contextlib.suppress(Busy), live.operation("removing", *MachineState):
-                    live.update(MachineState.REMOVING)
+                    with contextlib.suppress(ResourceExhausted):  # no room for the record; the removal makes some
+                        live.update(MachineState.REMOVING)
                     await host.discard_machine(live)
                     return
                 if live.removed.is_set():

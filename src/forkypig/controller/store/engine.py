@@ -1,7 +1,8 @@
 """The database: opening it, bringing its schema up to date, transactions, and errors in words.
 
 Writers take turns at a lock of ours, so that they never meet SQLite's; a reader sees the state before or after a
-whole transaction. Another process that holds the database (a backup) is waited for, then named.
+whole transaction. Another process that holds the database (a backup) is waited for, then named. Room is set aside in
+the database's own files, so that on a full disk machines are still shown as they are and can be removed.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _WRITES = "forky_writes"
+_ROOM_BYTES = 1 << 20
 
 
 class Store:
@@ -41,7 +43,9 @@ class Store:
             await asyncio.to_thread(_migrate, path, busy_timeout_s)
             engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(path)), pool_size=4)
             _tune(engine, busy_timeout_s)
-        return cls(path, engine)
+        store = cls(path, engine)
+        await store._set_room_aside()
+        return store
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -61,6 +65,21 @@ class Store:
                 connection = await plain.execution_options(**{_WRITES: True})
                 async with connection.begin():
                     yield connection
+
+    async def _set_room_aside(self) -> None:
+        """Grows the log and the file once: SQLite writes over a log and takes free pages before it asks for new ones.
+
+        (https://www.sqlite.org/wal.html, "Avoiding Excessively Large WAL Files"; fileformat2.html, "The Freelist".)
+        """
+        try:
+            async with self.write() as connection:
+                await connection.execute(text("CREATE TABLE room_set_aside (room BLOB)"))
+                await connection.execute(text(f"INSERT INTO room_set_aside VALUES (zeroblob({_ROOM_BYTES}))"))
+            # Longer than wal_autocheckpoint: it is in the file by now.
+            async with self.write() as connection:
+                await connection.execute(text("DROP TABLE room_set_aside"))
+        except ForkyError as error:
+            log.warning("no room set aside for a full disk", error=str(error))
 
     async def check(self) -> str:
         """What is wrong with the database's pages; empty when nothing is."""
@@ -91,6 +110,7 @@ def _configure(connection: Any, busy_timeout_s: float) -> None:
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = NORMAL")  # in WAL a crash of ours loses nothing, a power cut the last moments
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA wal_autocheckpoint = 128")  # pages: the log begins anew well within the room set aside
     cursor.close()
 
 
