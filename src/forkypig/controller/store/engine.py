@@ -74,7 +74,7 @@ class Store:
         try:
             async with self.write() as connection:
                 await connection.execute(text("CREATE TABLE room_set_aside (room BLOB)"))
-                await connection.execute(text(f"INSERT INTO room_set_aside VALUES (zeroblob({_ROOM_BYTES}))"))
+                await connection.execute(text("INSERT INTO room_set_aside VALUES (zeroblob(:n))"), {"n": _ROOM_BYTES})
             # Longer than wal_autocheckpoint: it is in the file by now.
             async with self.write() as connection:
                 await connection.execute(text("DROP TABLE room_set_aside"))
