@@ -16,7 +16,7 @@ from forkypig.hostd.host import Host
 from forkypig.hostd.service import HostServicer
 from forkypig.images.store import ImageStore
 from forkypig.pager.client import PagerClient
-from forkypig.qemu import accelerator
+from forkypig.qemu import accelerator, read_ahead
 from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2, host_pb2_grpc
 
 log = structlog.get_logger()
@@ -63,6 +63,7 @@ def main() -> int:
         print(f"hostd runs already for {settings.home}", file=sys.stderr)
         return 1
     raise_open_files()
+    read_ahead.ignore_huge_page_advice()
     try:
         asyncio.run(run(settings))
     except ForkyError as error:
