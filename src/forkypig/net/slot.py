@@ -19,7 +19,7 @@ from forkypig.net.cabling import Plan
 from forkypig.net.config import GUEST_MAC
 from forkypig.net.excepted import except_on_host
 from forkypig.net.netlink import NetlinkError, NetlinkSocket
-from forkypig.net.tap import Tap, open_tap
+from forkypig.net.tap import Tap, keep_waiting, open_tap
 
 log = structlog.get_logger()
 
@@ -87,6 +87,7 @@ class Slot:
                         links.change_link(index, master=bridge, up=True),
                         links.quiet_port(index),
                     )
+                keep_waiting(tap.name)
             except BaseException as error:
                 os.close(tap.fd)
                 if isinstance(error, NetlinkError):

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import struct
 from dataclasses import dataclass
 
@@ -31,3 +32,16 @@ def open_tap(name: str | None = None) -> Tap:
         os.close(fd)
         raise
     return Tap(fd, answer[:16].rstrip(b"\0").decode())
+
+
+def keep_waiting(name: str) -> None:
+    """Puts a frame for nobody into the queue of a tap that is up: all that come after it wait for the machine.
+
+    A QEMU whose machine does not run yet takes one packet off its tap and then no more until it runs (net/tap.c,
+    tap_send). That one is lost to the guest: it was read with the header of a card without a driver, which is two
+    bytes shorter than what the driver agreed on. Without this it was a packet of a client of the forking machine.
+    OSError if it can't be.
+    """
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+        raw.bind((name, 0))
+        raw.send(bytes(60))  # the shortest frame; its destination is no card's address
