@@ -60,15 +60,18 @@ class ConsoleWatch:
         """How often the rewriter has been through its memory."""
         return self._passes
 
-    def largest_gap_ms(self, begin: float, end: float) -> float:
-        """The longest time without a tick between two readings of perf_counter.
+    async def largest_gap_ms(self, begin: float, end: float) -> float:
+        """The longest time without a tick that began between two readings of perf_counter; waits for its end.
 
-        Raises DeadlineExceeded when there was none at all: then the ticker is dead, not the machine stalled."""
+        Raises DeadlineExceeded when no tick comes any more: then the ticker is dead, not the machine stalled."""
         ticks = self._ticks
+        deadline = time.monotonic() + _START_S
+        while not ticks or ticks[-1] <= end:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("the guest's ticker is silent: look at its console")
+            await asyncio.sleep(0.005)
         first, last = bisect.bisect_left(ticks, begin), bisect.bisect_right(ticks, end)
         seen = ticks[max(0, first - 1) : last + 1]
-        if len(seen) < 2:
-            raise DeadlineExceeded("the guest's ticker is silent: look at its console")
         return max(after - before for before, after in itertools.pairwise(seen)) * 1000
 
 

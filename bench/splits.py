@@ -42,8 +42,8 @@ async def split_often(machine: Machine, count: int, watch: ConsoleWatch | None =
         if watch is not None:
             await asyncio.sleep(_AFTER_S)
             ended = time.perf_counter()
-            splits.stall_ms.append(watch.largest_gap_ms(began, ended))
-            splits.calm_ms.append(watch.largest_gap_ms(began - _AFTER_S, began))
+            splits.stall_ms.append(await watch.largest_gap_ms(began, ended))
+            splits.calm_ms.append(await watch.largest_gap_ms(began - _AFTER_S, began))
     return splits
 
 

@@ -229,6 +229,67 @@ except OSError as error:
 """
 
 
+DATAGRAMS = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.bind(("0.0.0.0", 7001))
+open("/run/datagrams", "w")
+while True:
+    data, peer = s.recvfrom(100)
+    s.sendto(data, peer)
+"""
+
+# A datagram every 2 ms until a line comes on stdin; prints which ones had no answer 3 s later.
+ASK_DATAGRAMS = """
+import socket, sys, threading, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.connect((sys.argv[1], 7001))
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), ended.set()), daemon=True).start()
+answered = set()
+def listen():
+    while True:
+        answered.add(int(s.recv(100)))
+threading.Thread(target=listen, daemon=True).start()
+sent = 0
+while not ended.is_set():
+    s.send(b"%d" % sent)
+    sent += 1
+    if sent == 1:
+        print("begun", flush=True)
+    time.sleep(0.002)
+time.sleep(3)
+print(sent, sorted(set(range(sent)) - answered), flush=True)
+"""
+
+
+def test_no_packet_of_a_fork_is_lost(forky: Instance, server: int) -> None:
+    """TCP would send again what is lost, 200 ms later: so here nothing does."""
+    forky.sh("web", f"cat > /root/datagrams.py <<'EOF'\n{DATAGRAMS}\nEOF\n")
+    forky.sh("web", "setsid python3 /root/datagrams.py </dev/null >/dev/null 2>&1 &")
+    forky.sh("web", "until [ -e /run/datagrams ]; do sleep 0.1; done")
+    client = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{forky.netns}", "python3", "-c", ASK_DATAGRAMS, address(forky, "web")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "begun\n"
+        for _ in range(3):
+            time.sleep(0.5)
+            forky.ok("rm", *(child["name"] for child in forky.json("fork", "web", "-n", "1")["children"]))
+        out, _ = client.communicate("\n", timeout=60)
+    finally:
+        client.kill()
+    sent, _, lost = out.partition(" ")
+    assert int(sent) > 500
+    assert lost.strip() == "[]", f"of {sent} datagrams these were lost: {lost}"
+
+
 @pytest.mark.parametrize("mode", ["reset", "silent"])
 def test_inherited_connections(forky: Instance, server: int, mode: str) -> None:
     """A program in a child that waits on its parent's connection hears of its end at once, or never."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from forkypig.pager import copier
 from forkypig.pager.frozen import find_mapping
-from forkypig.pager.prefetch import Recording
+from forkypig.pager.prefetch import Recording, split
 
 MAPS = """\
 55d0c0000000-55d0c0001000 r--p 00000000 fe:00 12 /usr/bin/qemu
@@ -55,6 +55,16 @@ def test_a_recording_keeps_the_order_of_asking_and_what_was_pushed() -> None:
     recording.add(8 * 4096, 4096, now_s=1.2)
     assert recording.runs == ((100, 2), (8, 2), (0, 1))
     assert Recording.of(recording.runs).runs == recording.runs
+
+
+def test_the_load_is_served_at_once_and_every_other_run_is_left_out_now_and_then() -> None:
+    runs = [(number * 100, 8) for number in range(100)]
+    at_once, later = split(runs, 0)
+    assert list(at_once) == runs[:32]
+    assert set(later) < set(runs[32:])
+    assert set().union(*(split(runs, turn)[1] for turn in range(2))) == set(runs[32:])
+    assert split([], 5) == ((), ())
+    assert split([(0, 5000)], 1) == ((), ((0, 5000),))
 
 
 def test_what_comes_long_after_the_first_read_is_the_guests() -> None:

@@ -1,8 +1,10 @@
-"""Which pages the load of a snapshot touches, and pushing them into the page cache ahead of the next load.
+"""Which pages are touched after a split, and pushing them into the page cache ahead of the next one.
 
 Loading device state reads a few dozen guest pages (rings, tables), each a round trip through FUSE inside the machine's
-pause, and at the same places in every generation. So the reads between Bind and EndOfLoad are recorded, and the
-snapshots that are made of the descendants have these pages stored by FUSE_NOTIFY_STORE as soon as they are bound.
+pause; then the guest runs on, and stands still for every page of its working set. Both are nearly the same in every
+generation. So the reads from Bind until shortly after EndOfLoad are recorded, and a snapshot that is made of a
+descendant has these pages stored by FUSE_NOTIFY_STORE: the first ones as soon as it is bound, the others when its
+load is over, so that they don't keep the load waiting.
 
 notify_store waits for the lock of a page that a pending read holds, and only the event loop can answer that read: so it
 is never called there, but on a thread of its own (pyfuse3 releases the GIL in it). An answer needs nothing of that
@@ -17,16 +19,19 @@ import pyfuse3
 
 from forkypig.pager.index import PAGE_BYTES, PageRun
 
-# A load ends with EndOfLoad. Where nobody says so (the first load of a template), reads this long after the first
-# one are the guest's.
-_LONGEST_LOAD_S = 1.0
-# A load touches some dozen pages, in read-ahead's pieces of 32 KiB; what follows is the guest that runs. Pauses over 12
-# to 16 generations (medians, ms): nothing pushed 33 to 45, 128 pages 27, 256 pages 24 to 28, 512 33, 2048 29.
-_MOST_PAGES = 256
+# Reads that come later than this after the first one are no start of anything.
+_LONGEST_S = 1.0
+# A load touches some dozen pages, in read-ahead's pieces of 32 KiB. Pauses over 12 to 16 generations (medians, ms):
+# nothing pushed 33 to 45, 128 pages 27, 256 pages 24 to 28, 512 33, 2048 29.
+_LOAD_PAGES = 256
+_MOST_PAGES = 4096
+# Whether a pushed page is used nobody sees. So one run in so many is left out in turn: it is asked for if it is still
+# used, and comes back; else it is off the list.
+_LEFT_OUT_OF = 8
 
 
 class Recording:
-    """The pages that were asked for while a snapshot was loaded."""
+    """The pages that were asked for when machines started from a snapshot."""
 
     def __init__(self) -> None:
         self.on = False
@@ -42,13 +47,18 @@ class Recording:
 
     def start(self, pushed: Iterable[PageRun]) -> None:
         """Begins. Pages that are pushed ahead are not asked for, but belong to the list."""
-        self._pages = dict.fromkeys(page for first, count in pushed for page in range(first, first + count))
+        self._pages = {}
         self._until = 0.0
         self.on = True
+        self.expect(pushed)
+
+    def expect(self, pushed: Iterable[PageRun]) -> None:
+        """More is pushed."""
+        self._pages.update(dict.fromkeys(page for first, count in pushed for page in range(first, first + count)))
 
     def add(self, offset: int, length: int, now_s: float) -> None:
         """A read of [offset, offset + length) bytes."""
-        self._until = self._until or now_s + _LONGEST_LOAD_S
+        self._until = self._until or now_s + _LONGEST_S
         pages = range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
         if now_s > self._until or len(self._pages) + len(pages) > _MOST_PAGES:
             self.on = False
@@ -68,6 +78,20 @@ class Recording:
             else:
                 runs.append((page, 1))
         return tuple(runs)
+
+
+def split(runs: Iterable[PageRun], turn: int) -> tuple[tuple[PageRun, ...], tuple[PageRun, ...]]:
+    """What to push at once, and what when the load is over. `turn` is another number at each split."""
+    at_once: list[PageRun] = []
+    later: list[PageRun] = []
+    pages = 0
+    for position, run in enumerate(runs):
+        if pages + run[1] <= _LOAD_PAGES and not later:
+            at_once.append(run)
+            pages += run[1]
+        elif (position + turn) % _LEFT_OUT_OF:
+            later.append(run)
+    return tuple(at_once), tuple(later)
 
 
 def push(inode: int, runs: Iterable[PageRun], content: Callable[[int, int], bytes]) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from forkypig.pager.frozen import FrozenMemory
-from forkypig.pager.index import PAGE_BYTES, PageIndex
+from forkypig.pager.index import PAGE_BYTES, PageIndex, PageRun
 from forkypig.pager.layers import Layer, LayerTable, WouldBlock
 from forkypig.pager.prefetch import Recording
 
@@ -46,6 +46,7 @@ class Snapshot:
         self.index: PageIndex
         self.names: set[int] = set()  # layers that its index names, or may name as long as it is not complete
         self.recording = Recording()
+        self.push_later: tuple[PageRun, ...] = ()  # when the load is over
         self.reads = self.read_bytes = 0
         self._waiting: asyncio.Future[None] | None = None
 

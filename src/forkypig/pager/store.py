@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import select
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 _LARGEST_BYTES = 1 << 44
 # The index is completed in the background when the load is over, at the latest this long after Bind.
 _COMPLETE_AFTER_S = 2.0
+# The guest's first moments after a load, in which it stands still for each page that it needs.
+_START_S = 0.4
 _REGIONS_A_STEP = 8  # 16 MiB, about 0.2 ms: what a fault may wait meanwhile
 
 
@@ -45,6 +48,7 @@ class Store:
         self._pusher = ThreadPoolExecutor(1, "push")
         self._pusher.submit(int)  # starts the thread: hostd raises the priority of those that are there at a split
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = itertools.count()
         self._last_touched: dict[int, tuple[PageRun, ...]] = {}  # by size: for snapshots without a parent
 
     # -- what hostd asks -----------------------------------------------------------------------------------------
@@ -99,19 +103,28 @@ class Store:
         if snapshot.state is not State.RESERVED or snapshot.frozen is None or _has_ended(snapshot.frozen.pidfd):
             raise NotPossibleNow(f"the memory of {snapshot_id} can't be served: the process that holds it has ended")
         ahead = snapshot.parent.recording.runs if snapshot.parent else self._last_touched.get(snapshot.size_bytes, ())
-        snapshot.recording.start(ahead)
+        at_once, snapshot.push_later = prefetch.split(ahead, next(self._turns))
+        snapshot.recording.start(at_once)
         snapshot.enter(State.FROZEN)
-        if ahead:
-            self._spawn(self._push(snapshot, ahead))
+        if at_once:
+            self._spawn(self._push(snapshot, at_once))
         loop = asyncio.get_running_loop()
         loop.call_later(_COMPLETE_AFTER_S, self._complete_soon, snapshot)
 
     def end_of_load(self, snapshot_id: str) -> None:
-        """The load is over: what it touched is known."""
+        """The load is over, and the machine runs."""
         snapshot = self.get(snapshot_id)
+        later, snapshot.push_later = snapshot.push_later, ()
+        if snapshot.state is State.FROZEN and later:
+            snapshot.recording.expect(later)
+            self._spawn(self._push(snapshot, later))
+        asyncio.get_running_loop().call_later(_START_S, self._started, snapshot)
+
+    def _started(self, snapshot: Snapshot) -> None:
+        """What a start touches is known."""
         snapshot.recording.stop()
-        self._last_touched[snapshot.size_bytes] = snapshot.recording.runs
-        log.info("load ended", snapshot=snapshot_id, touched_pages=sum(n for _, n in snapshot.recording.runs))
+        runs = self._last_touched[snapshot.size_bytes] = snapshot.recording.runs
+        log.info("started", snapshot=snapshot.id, touched_pages=sum(n for _, n in runs))
         self._complete_soon(snapshot)
 
     async def settle(self, snapshot_id: str) -> Settling:
