@@ -9,8 +9,9 @@ import grpc
 
 from forkypig import model
 from forkypig.model import SnapshotId
+from forkypig.pager.order import Disk, PackOrder
 from forkypig.v1 import common_pb2, pager_pb2, pager_pb2_grpc
-from forkypig.wire.convert import progress_from_wire
+from forkypig.wire.convert import progress_from_wire, shape_to_wire
 from forkypig.wire.status import rpc_errors, translated
 
 # The pager answers within milliseconds; this is for one that was stopped or a host that thrashes.
@@ -77,9 +78,32 @@ class PagerClient:
         async for message in translated(aiter(self._stub.Settle(request))):
             yield progress_from_wire(message)
 
-    async def open(self, snapshot: SnapshotId, size_bytes: int, parent: SnapshotId | None) -> None:
-        """Checks that a settled snapshot is offered. Raises NotFound, InvalidRequest or NotPossibleNow (it is lost)."""
-        request = pager_pb2.OpenRequest(snapshot=snapshot, size_bytes=size_bytes, parent=parent or "")
+    async def pack(self, snapshot: SnapshotId, order: PackOrder) -> AsyncIterator[model.Progress]:
+        """Makes a snapshot durable (see Pack in pager.proto); progress is in bytes. A packed one is fine. Raises
+        ResourceExhausted (disk full; nothing has changed), NotFound or NotPossibleNow."""
+        request = pager_pb2.PackRequest(
+            snapshot=snapshot,
+            devices=str(order.devices or ""),
+            disk=_disk_to_wire(order.disk) if order.disk else None,
+            qemu_build=order.qemu_build,
+            machine_type=order.machine_type,
+            cpu_model=order.cpu_model,
+            accelerator=order.accelerator,
+            shape=shape_to_wire(order.shape),
+            created_us=order.created_us,
+        )
+        # No deadline: it depends on the disk. The pager ends it when it makes no progress.
+        async for message in translated(aiter(self._stub.Pack(request))):
+            yield progress_from_wire(message)
+
+    async def open(
+        self, snapshot: SnapshotId, size_bytes: int, parent: SnapshotId | None, base: Path | None = None
+    ) -> None:
+        """Checks that a packed snapshot is offered, and says where its base image's disk is. Raises NotFound,
+        InvalidRequest or NotPossibleNow (it is lost)."""
+        request = pager_pb2.OpenRequest(
+            snapshot=snapshot, size_bytes=size_bytes, parent=parent or "", base=str(base or "")
+        )
         with rpc_errors():
             await self._stub.Open(request, timeout=_TIMEOUT_S)
 
@@ -87,3 +111,26 @@ class PagerClient:
         """Forgets a snapshot; unknown ones are fine. Raises NotPossibleNow while others need its frozen process."""
         with rpc_errors():
             await self._stub.Forget(pager_pb2.SnapshotMemoryRequest(snapshot=snapshot), timeout=_TIMEOUT_S)
+
+
+def _disk_to_wire(disk: Disk) -> pager_pb2.PackDisk:
+    return pager_pb2.PackDisk(
+        size_bytes=disk.size_bytes,
+        layers=[
+            pager_pb2.DiskLayer(
+                path=str(layer.path),
+                extents=[
+                    pager_pb2.DiskExtent(
+                        guest_offset=extent.guest_offset,
+                        length=extent.length,
+                        file_offset=extent.file_offset or 0,
+                        zero=extent.file_offset is None,
+                    )
+                    for extent in layer.extents
+                ],
+            )
+            for layer in disk.layers
+        ],
+        below=disk.below or "",
+        base=pager_pb2.BaseImage(id=disk.base.id, path=str(disk.base.path), sha256=disk.base.sha256),
+    )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 
 from forkypig.daemon.server import daemon_message
+from forkypig.errors import NotPossibleNow
 from forkypig.pager.snapshot import Snapshot, State
 from forkypig.pager.store import Store
 from forkypig.v1 import common_pb2, pager_pb2, pager_pb2_grpc
@@ -79,6 +80,10 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
                 yield common_pb2.Progress(step="writing memory", done=done, total=total)
         except Exception as error:  # the edge of an RPC
             await status.abort(context, error)
+
+    async def Pack(self, request: pager_pb2.PackRequest, context: _Context) -> AsyncIterator[common_pb2.Progress]:
+        await status.abort(context, NotPossibleNow("this pager can't pack yet"))
+        yield common_pb2.Progress()
 
     @_answers
     async def Open(self, request: pager_pb2.OpenRequest, context: _Context) -> common_pb2.Empty:

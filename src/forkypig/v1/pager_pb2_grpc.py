@@ -60,6 +60,11 @@ class PagerStub:
                 request_serializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
                 _registered_method=True)
+        self.Pack = channel.unary_stream(
+                '/forkypig.v1.Pager/Pack',
+                request_serializer=forkypig_dot_v1_dot_pager__pb2.PackRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
+                _registered_method=True)
         self.Open = channel.unary_unary(
                 '/forkypig.v1.Pager/Open',
                 request_serializer=forkypig_dot_v1_dot_pager__pb2.OpenRequest.SerializeToString,
@@ -109,8 +114,18 @@ class PagerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pack(self, request, context):
+        """Makes the snapshot durable: memory, disk and device state go to the chunk store, and its manifest is written. When
+        it ends neither the frozen process nor the files that were named are needed any more, and MOUNT/<snapshot>/disk and
+        MOUNT/<snapshot>/devices are offered. Goes on when the caller goes away; a second call follows the first.
+        Ancestors need not be packed: what is in their frozen processes is stored with this snapshot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Open(self, request, context):
-        """Offers a settled snapshot again (after a restart).
+        """Checks that a packed snapshot is offered (all are, from the start), and says where its base image lies.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +164,11 @@ def add_PagerServicer_to_server(servicer, server):
             'Settle': grpc.unary_stream_rpc_method_handler(
                     servicer.Settle,
                     request_deserializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
+            ),
+            'Pack': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pack,
+                    request_deserializer=forkypig_dot_v1_dot_pager__pb2.PackRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
             ),
             'Open': grpc.unary_unary_rpc_method_handler(
@@ -296,6 +316,33 @@ class Pager:
             target,
             '/forkypig.v1.Pager/Settle',
             forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Pager/Pack',
+            forkypig_dot_v1_dot_pager__pb2.PackRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Progress.FromString,
             options,
             channel_credentials,
