@@ -15,9 +15,9 @@ import shutil
 import struct
 from pathlib import Path
 
-from forkypig.errors import InternalError, InvalidRequest, MachineFailed, ResourceExhausted
+from forkypig.errors import InternalError, InvalidRequest, ResourceExhausted
+from forkypig.qemu.image_tool import qemu_img
 
-_QEMU_IMG_TIMEOUT_S = 60.0  # metadata only, but the host may be busy with a hundred shells
 _LONGEST_NAME = 1023  # of a backing file, by the format
 _IO_URING_SETUP = 425  # the number of the system call, on every architecture
 # magic, version, backing_file_offset, backing_file_size: bytes 0 to 19 of the header, big-endian
@@ -61,7 +61,7 @@ class Overlays:
             if not blank.exists():
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 new = blank.with_suffix(".new")
-                await _qemu_img(
+                await qemu_img(
                     *("create", "-q", "-u", "-f", "qcow2", "-F", backing_format, "-b", "x" * _LONGEST_NAME),
                     *(str(new), f"{size_mib}M"),
                 )
@@ -109,28 +109,3 @@ def _copy(blank: Path, path: Path, backing: bytes) -> None:
         file.write(_HEADER.pack(magic, version, offset, len(backing)))
         file.seek(offset)
         file.write(backing.ljust(_LONGEST_NAME, b"\0"))
-
-
-async def _qemu_img(*arguments: str) -> None:
-    try:
-        process = await asyncio.create_subprocess_exec(
-            "qemu-img",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        raise MachineFailed("there is no qemu-img: install qemu-utils") from error
-    try:
-        async with asyncio.timeout(_QEMU_IMG_TIMEOUT_S):
-            _, stderr = await process.communicate()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        raise
-    if process.returncode != 0:
-        words = stderr.decode(errors="replace").strip()
-        if "No space left" in words:
-            raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again")
-        raise MachineFailed(f"qemu-img failed: {words or process.returncode}")
