@@ -1,9 +1,11 @@
 """The command line: what a shell must share with the machine whose state it loads."""
 
 import itertools
+import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from forkypig.model import Shape
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware, Inherited
@@ -44,16 +46,21 @@ def test_a_shell_maps_its_memory_privately() -> None:
     assert "mem-path=/m/s-1/memory" in backend
 
 
-def test_commas_in_paths_are_doubled() -> None:
-    assert any("filename=/home/a,,b/disks/q.qcow2," in a for a in _BOOTED.arguments(_SOCKETS))
+def _nodes(command: CommandLine) -> list[dict[str, Any]]:
+    return [json.loads(v) for k, v in itertools.pairwise(command.arguments(_SOCKETS)) if k == "-blockdev"]
+
+
+def test_commas_in_paths_are_kept() -> None:
+    assert "/home/a,b/disks/q.qcow2" in [node.get("filename") for node in _nodes(_BOOTED)]
+    backend = replace(_SHELL, memory=Path("/m/a,b/memory")).arguments(_SOCKETS)
+    assert any("mem-path=/m/a,,b/memory," in argument for argument in backend)
 
 
 def test_only_the_top_of_the_disk_is_written_to() -> None:
-    nodes = [a for a in _SHELL.arguments(_SOCKETS) if "node-name=disk" in a]
-    assert nodes == [
-        "driver=raw,node-name=disk2,file=file2,read-only=on",
-        "driver=qcow2,node-name=disk1,file=file1,read-only=on,backing=disk2",
-        "driver=qcow2,node-name=disk0,file=file0,discard=unmap,backing=disk1",
+    assert [node for node in _nodes(_SHELL) if node["driver"] != "file"] == [
+        {"driver": "raw", "node-name": "disk2", "file": "file2", "read-only": True},
+        {"driver": "qcow2", "node-name": "disk1", "file": "file1", "read-only": True, "backing": "disk2"},
+        {"driver": "qcow2", "node-name": "disk0", "file": "file0", "discard": "unmap", "backing": "disk1"},
     ]
 
 

@@ -4,12 +4,14 @@ One function makes it for a machine that boots and for a shell that waits for de
 the same machine to the last device: a shell loads exactly what the other saved.
 """
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from forkypig.model import Shape
+from forkypig.qemu import nodes
 
 AGENT_PORT = "forky.agent.0"
 
@@ -93,7 +95,7 @@ class CommandLine:
             *("-chardev", f"socket,id=agent,fd={inherited.agent_fd},server=on,wait=off"),
             *("-device", f"virtserialport,bus=ports.0,nr=1,chardev=agent,name={AGENT_PORT}"),
             *self._block_nodes(),
-            *("-device", "virtio-blk-pci,drive=disk0,num-queues=1"),
+            *("-device", f"virtio-blk-pci,drive={nodes.format_name(nodes.TOP)},num-queues=1"),
         ]
         if hardware.network != "none":
             backend = f"tap,id=net0,fd={inherited.tap_fd}" if hardware.network == "tap" else "user,id=net0"
@@ -114,22 +116,16 @@ class CommandLine:
         return arguments
 
     def _block_nodes(self) -> list[str]:
-        """The disk's nodes, from the image at the bottom to the overlay.
-
-        Named one by one and not left to the headers, so that every file uses io_uring: a load activates each node,
-        which reads its metadata again, and through QEMU's thread pool that costs milliseconds a layer, in the pause.
-        """
+        """The disk's nodes, from the image at the bottom to the overlay."""
         arguments: list[str] = []
         for depth in reversed(range(len(self.disks))):
             path, driver = self.disks[depth]
-            access = "discard=unmap" if depth == 0 else "read-only=on"
-            arguments += [
-                "-blockdev",
-                f"driver=file,node-name=file{depth},filename={_escaped(path)},aio={self.aio},{access}",
-                "-blockdev",
-                f"driver={driver},node-name=disk{depth},file=file{depth},{access}"
-                + (f",backing=disk{depth + 1}" if depth + 1 < len(self.disks) else ""),
-            ]
+            below = str(depth + 1) if depth + 1 < len(self.disks) else None
+            for options in (
+                nodes.file_node(str(depth), path, self.aio),
+                nodes.format_node(str(depth), driver, below),
+            ):
+                arguments += ["-blockdev", json.dumps(options)]
         return arguments
 
     def _memory_backend(self) -> str:
