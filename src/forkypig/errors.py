@@ -7,6 +7,7 @@
     ├── NotPossibleNow       right request, wrong state: change the state first
     │   └── Busy             another operation is under way: try again when it is done
     ├── ResourceExhausted    memory, disk, processes or files ran out: free some
+    ├── Damaged              what is stored is not what was written: fetch it again
     ├── GuestUnresponsive    the machine runs but its agent does not answer
     ├── MachineFailed        QEMU died or refused
     ├── HostUnreachable      a daemon can't be reached: `forky up`
@@ -57,6 +58,10 @@ class Busy(NotPossibleNow):
 
 class ResourceExhausted(ForkyError):
     """The host has not enough memory, disk, processes or open files."""
+
+
+class Damaged(ForkyError):
+    """Something stored or fetched is not what was written: truncated, altered, or of a format that we don't read."""
 
 
 class GuestUnresponsive(ForkyError):

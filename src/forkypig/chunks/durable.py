@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all, also after a power cut; a full disk is told as what it is."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from forkypig.errors import ResourceExhausted
+
+PART = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def room(path: Path) -> Iterator[None]:
+    """Turns the error of a full disk into ResourceExhausted; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ResourceExhausted(f"no room to write {path}: free some space on its disk ({error.strerror})") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, content: bytes, step: Callable[[str], None] = lambda _: None, name: str = "") -> None:
+    """Writes a small file so that it has its old content or the new, durably. `step` is told of NAME-written and
+    NAME-renamed.
+
+    Raises ResourceExhausted on a full disk."""
+    part = path.with_name(path.name + PART)
+    try:
+        with room(path), part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        step(f"{name}-written")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    step(f"{name}-renamed")
+    sync_directory(path.parent)
+
+
+def write_all(fd: int, pieces: list[bytes]) -> None:
+    """Writes all of it at the end of a file."""
+    rest = memoryview(b"".join(pieces))
+    while rest:
+        rest = rest[os.write(fd, rest) :]

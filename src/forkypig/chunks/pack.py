@@ -1,0 +1,157 @@
+"""A pack: a file of many chunks with its index. Written once, never changed. Its bytes are in docs/format.md.
+
+header (64 bytes) | chunks | padding to 8 | index | footer (96 bytes)
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from blake3 import blake3
+
+from forkypig.chunks import coding
+from forkypig.chunks.crypt import KEY_ID_BYTES, NO_KEY_ID, SALT_BYTES, Key
+from forkypig.chunks.pack_index import RAW, PackIndex, index_bytes
+from forkypig.errors import Damaged, InvalidRequest
+
+VERSION = 1
+_HEADER = struct.Struct(f"<8sHHI{KEY_ID_BYTES}s{SALT_BYTES}s8x")
+_FOOTER = struct.Struct("<8sQQQ32s32s")
+_MAGIC, _END_MAGIC = b"FPIGPACK", b"KCAPGIPF"
+HEADER_BYTES, FOOTER_BYTES = _HEADER.size, _FOOTER.size
+_TOGETHER = 1 << 20  # what is read at once at most
+
+
+def encode_header(key: Key | None, salt: bytes) -> bytes:
+    """The first 64 bytes."""
+    return _HEADER.pack(_MAGIC, VERSION, 0, 0, key.id if key else NO_KEY_ID, salt if key else bytes(SALT_BYTES))
+
+
+def encode_footer(header: bytes, index: bytes, count: int, data_end: int, index_start: int) -> bytes:
+    """The last 96 bytes."""
+    digest = blake3(header).update(index).digest()
+    body = _FOOTER.pack(_END_MAGIC, count, data_end, index_start, digest, bytes(32))[:-32]
+    return body + blake3(body).digest()
+
+
+def check_key(found: bytes, key: Key | None, what: str) -> None:
+    """Raises InvalidRequest when `key` is not that with the id `found`."""
+    if found == (key.id if key else NO_KEY_ID):
+        return
+    if key is None:
+        raise InvalidRequest(f"{what} is encrypted with key {found.hex()}: set FORKY_STORE_KEY to the file of that key")
+    if found == NO_KEY_ID:
+        raise InvalidRequest(f"{what} is not encrypted, but a key ({key.id.hex()}) is set: unset FORKY_STORE_KEY")
+    raise InvalidRequest(f"{what} is encrypted with key {found.hex()}, and FORKY_STORE_KEY is key {key.id.hex()}")
+
+
+class PackFile:
+    """An open pack, its index verified. Chunks are read by pread: a damaged disk is an error then, not a signal."""
+
+    def __init__(self, path: Path, key: Key | None = None) -> None:
+        """Raises Damaged, InvalidRequest for another key than the pack's, FileNotFoundError."""
+        self.path = path
+        self._address_key = key.address_key if key else None
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size_bytes = os.fstat(self._fd).st_size
+            header, self.index = self._open(key)
+        except Damaged as error:
+            os.close(self._fd)
+            raise Damaged(f"pack {path.name}: {error}") from error
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._cipher = key.pack_cipher(header[-SALT_BYTES - 8 : -8]) if key else None
+
+    def _open(self, key: Key | None) -> tuple[bytes, PackIndex]:
+        if self.size_bytes < HEADER_BYTES + FOOTER_BYTES + index_bytes(0):
+            raise Damaged("it is too short")
+        header = os.pread(self._fd, HEADER_BYTES, 0)
+        footer = os.pread(self._fd, FOOTER_BYTES, self.size_bytes - FOOTER_BYTES)
+        if len(header) != HEADER_BYTES or len(footer) != FOOTER_BYTES:
+            raise Damaged("it became shorter while it was opened")
+        magic, version, flags, reserved, key_id, _salt = _HEADER.unpack(header)
+        if magic != _MAGIC:
+            raise Damaged("it is not a pack")
+        if version != VERSION or flags or reserved:
+            raise Damaged(f"its format is {version}.{flags}, and this Forky Pig reads {VERSION}.0: use a newer one")
+        end, count, data_end, index_start, digest, own = _FOOTER.unpack(footer)
+        if end != _END_MAGIC or blake3(footer[:-32]).digest() != own:
+            raise Damaged("its end is damaged")
+        check_key(key_id, key, f"pack {self.path.name}")
+        # Python's numbers don't overflow, so a lying count can't make these agree.
+        if index_start + index_bytes(count) + FOOTER_BYTES != self.size_bytes or not 0 <= index_start - data_end < 8:
+            raise Damaged("its parts don't add up to its length")
+        mapped = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
+        view = memoryview(mapped)[index_start : index_start + index_bytes(count)]
+        if blake3(header).update(view).digest() != digest:
+            raise Damaged("its index is damaged")
+        return header, PackIndex.decode(view, count, HEADER_BYTES, data_end)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def data_bytes(self) -> int:
+        """What the chunks take."""
+        return int(self.index.offsets[-1]) - HEADER_BYTES
+
+    def read(self, position: int) -> bytes:
+        """The content of one chunk, verified. Raises Damaged."""
+        return self.read_each([position])[0]
+
+    def read_each(self, positions: Sequence[int]) -> list[bytes]:
+        """The contents of chunks, verified; neighbours are read together. Raises Damaged."""
+        return [
+            self._content(position, stored) for position, stored in zip(positions, self.stored(positions), strict=True)
+        ]
+
+    def stored(self, positions: Sequence[int]) -> list[bytes]:
+        """The chunks as they are stored, not verified."""
+        offsets = self.index.offsets
+        pieces: list[bytes] = []
+        first = 0
+        while first < len(positions):
+            after = first + 1
+            start = int(offsets[positions[first]])
+            end = int(offsets[positions[first] + 1])
+            bounds = [(start, end)]
+            while after < len(positions) and positions[after] == positions[after - 1] + 1 and end - start < _TOGETHER:
+                following = int(offsets[positions[after] + 1])
+                bounds.append((end, following))
+                end = following
+                after += 1
+            pieces += self._pieces(start, end, bounds)
+            first = after
+        return pieces
+
+    def _pieces(self, start: int, end: int, bounds: list[tuple[int, int]]) -> list[bytes]:
+        try:
+            data = os.pread(self._fd, end - start, start)
+        except OSError as error:
+            raise Damaged(f"pack {self.path.name} can't be read at byte {start}: {error.strerror}") from error
+        if len(data) != end - start:
+            raise Damaged(f"pack {self.path.name} became shorter")
+        if len(bounds) == 1:
+            return [data]
+        return [data[one - start : two - start] for one, two in bounds]
+
+    def _content(self, position: int, stored: bytes) -> bytes:
+        expected = self.index.hashes[position].tobytes()
+        size = int(self.index.sizes[position])
+        try:
+            if self._cipher is not None:
+                stored = self._cipher.open(position, expected, stored)
+            content = stored if size & RAW else coding.decompress(stored, size)
+            if len(content) != size & ~RAW:
+                raise Damaged("it is of another length than the index says")
+            return coding.checked(content, expected, self._address_key)
+        except Damaged as error:
+            raise Damaged(f"pack {self.path.name}, position {position} (chunk {expected.hex()}): {error}") from error
+
+    def close(self) -> None:
+        """Gives the descriptor back; the index stays mapped as long as somebody holds arrays of it."""
+        os.close(self._fd)
