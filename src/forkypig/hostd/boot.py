@@ -73,7 +73,8 @@ async def boot_machine(
         )
     )
     try:
-        await _overlay(host, parts, files, shape)
+        _check_size(files, shape)
+        await host.maker.new_overlay(parts, shape, image, None)
         await _boot(host, live, parts)
     except BaseException:
         await host.discard_machine(live)
@@ -98,7 +99,14 @@ async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
         machine, was = live.record.machine, live.slot
         undo.push_async_callback(live.leave_group)
         shell = await _start(
-            host, machine.image, machine.shape, live.record.hardware, parts, live.record.console, slot=was
+            host,
+            machine.image,
+            machine.shape,
+            live.record.hardware,
+            parts,
+            live.record.console,
+            snapshot=machine.snapshot,
+            slot=was,
         )
         undo.push_async_callback(shell.process.kill)
         if shell.slot is not was:
@@ -129,12 +137,21 @@ async def _start(
     hardware: Hardware,
     parts: Parts,
     console: Path,
+    snapshot: SnapshotId | None = None,
     slot: Slot | None = None,
 ) -> Shell:
     files = host.images.files(image)
     boot = DirectBoot(files.kernel, files.initrd, files.cmdline)
     return await host.maker.start(
-        parts, hardware=hardware, shape=shape, memory=None, boot=boot, console=console, slot=slot
+        parts,
+        hardware=hardware,
+        shape=shape,
+        image=image,
+        snapshot=snapshot,
+        memory=None,
+        boot=boot,
+        console=console,
+        slot=slot,
     )
 
 
@@ -170,7 +187,8 @@ async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, s
     parts = host.maker.new_parts()
     files = host.images.files(image)
     async with contextlib.AsyncExitStack() as undo:
-        await _overlay(host, parts, files, shape)
+        _check_size(files, shape)
+        await host.maker.new_overlay(parts, shape, image, None)
         undo.callback(parts.discard)
         shell = await _start(host, image, shape, hardware, parts, parts.console)
         undo.push_async_callback(shell.discard)
@@ -223,8 +241,8 @@ def _template_record(
     )
 
 
-async def _overlay(host: "Host", parts: Parts, files: ImageFiles, shape: Shape) -> None:
-    """A disk over the image's. Raises InvalidRequest where the image does not fit."""
+def _check_size(files: ImageFiles, shape: Shape) -> None:
+    """Raises InvalidRequest where the image does not fit on the disk."""
     smallest = -(-files.disk.stat().st_size >> 20)
     if shape.disk_mib < smallest:
         raise InvalidRequest(f"a disk of {shape.disk_mib} MiB can't hold the image: use --disk {smallest}M or more")

@@ -135,19 +135,20 @@ async def _prepare(
     path = await host.pager.reserve(new.id, live.memory_bytes, live.record.memory, old.pid, address)
     undo.push_async_callback(host.forget_memory, new.id)
     parts = host.maker.new_parts()
-    record = _snapshot_record(host, live, old, new, address, was_running, parts.process_id)
+    record = snapshot_record(host, live, old, new, address, was_running, parts.process_id)
     faults.reach("overlay")
-    await host.maker.overlays.create(
-        parts.disk, backing=live.record.disk, backing_format="qcow2", size_mib=live.record.machine.shape.disk_mib
-    )
-    undo.callback(parts.discard)
+    # From here on the machine's overlay is known as the snapshot's, and so as what the successor stands on.
     host.save_snapshot(replace(record, successor_disk=parts.disk))
     undo.callback(host.drop_snapshot_record, new.id)
+    await host.maker.new_overlay(parts, record.snapshot.shape, record.snapshot.image, new.id)
+    undo.callback(parts.discard)
     faults.reach("shell")
     successor = await host.maker.start(
         parts,
         hardware=live.record.hardware,
         shape=live.record.machine.shape,
+        image=record.snapshot.image,
+        snapshot=new.id,
         memory=path,
         paused=not was_running,
         console=live.record.console,

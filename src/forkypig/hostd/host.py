@@ -20,6 +20,7 @@ from forkypig.errors import AlreadyExists, ForkyError, NotFound, NotPossibleNow
 from forkypig.guest.channel import GuestChannel
 from forkypig.hostd import full_disk
 from forkypig.hostd.cgroups import Cgroups
+from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.network import HostNetwork, give_up, instance_of
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
@@ -59,7 +60,8 @@ class Host:
         self.snapshot_ledger = snapshot_ledger(settings.home)
         self.network = HostNetwork(settings)
         self.groups = Cgroups.find(instance_of(settings), settings.home)
-        self.maker = ShellMaker(settings, self.network)
+        self.chains = DiskChains(settings, self.images, self.snapshots)
+        self.maker = ShellMaker(settings, self.network, self.chains)
         self.pool = ShellPool(self.maker, settings.shells)
         # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)

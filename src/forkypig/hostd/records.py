@@ -1,10 +1,13 @@
 """What hostd must know again after a crash: a JSON file per machine and per snapshot, replaced atomically.
 
-Not fsynced: the files have to survive the death of hostd, and after a power loss no QEMU is left to be adopted.
+`save` does not sync: most records have to survive the death of hostd, and after a power cut no QEMU is left to be
+adopted. What has to be there after a power cut too, a packed snapshot above all, is saved by `prepare` and `put`.
 """
 
 import contextlib
 import errno
+import os
+import secrets
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,6 +22,8 @@ from forkypig.model import Machine, MachineId, Snapshot, SnapshotId
 from forkypig.qemu.command import Hardware
 
 log = structlog.get_logger()
+
+_NEW = ".new"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,8 @@ class SnapshotPhase(Enum):
     SPLITTING = "splitting"  # the split is under way: after a crash it is finished or undone
     FROZEN = "frozen"  # in a QEMU process that was stopped for ever
     SETTLED = "settled"  # in its layer file
+    PACKED = "packed"  # in the chunk store, with its disk and device state: it needs no other file but its image
+    LOST = "lost"  # nowhere: its process ended before it was packed; its disk is there for what stands on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +59,8 @@ class SnapshotRecord:
     hardware: Hardware
     process_id: str  # of the frozen QEMU
     address: int  # of guest memory in it
-    disk: Path
-    devices: Path  # device state
+    disk: Path  # its overlay; of a packed one nobody's, and so removed
+    devices: Path  # device state, until it is packed
     memory: SnapshotId | None  # whose memory the frozen QEMU maps
     successor: str = ""  # process id of the shell that was to go on, while splitting
     successor_disk: Path | None = None
@@ -78,7 +85,7 @@ class Ledger(Generic[_Id, _Record]):
     def save(self, record_id: _Id, record: _Record) -> None:
         """Writes a record whole or not at all. Raises ResourceExhausted when the disk is full."""
         path = self._path(record_id)
-        new = path.with_suffix(".new")
+        new = path.with_suffix(_NEW)
         try:
             new.write_bytes(self._adapter.dump_json(record))
             new.replace(path)
@@ -89,12 +96,43 @@ class Ledger(Generic[_Id, _Record]):
                 raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again") from error
             raise
 
+    def prepare(self, record_id: _Id, record: _Record) -> Path:
+        """Writes a record beside its place, durably; `put` makes it the record. Blocks as long as the disk does.
+        Raises ResourceExhausted when the disk is full."""
+        new = self._directory / f"{record_id}.{secrets.token_hex(4)}{_NEW}"
+        try:
+            with new.open("xb") as file:
+                file.write(self._adapter.dump_json(record))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again") from error
+            raise
+        return new
+
+    def put(self, record_id: _Id, prepared: Path) -> None:
+        """Makes what `prepare` wrote the record: from here on it survives our death, after `sync` a power cut too."""
+        prepared.replace(self._path(record_id))
+
+    def sync(self) -> None:
+        """Makes what was put durable. Blocks as long as the disk does."""
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def delete(self, record_id: _Id) -> None:
         """Removes a record; one that is not there is fine."""
         self._path(record_id).unlink(missing_ok=True)
 
     def load(self) -> dict[str, _Record]:
         """All records by id. An unreadable one is set aside and logged: it must not keep the others from coming up."""
+        for leftover in self._directory.glob(f"*{_NEW}"):
+            leftover.unlink(missing_ok=True)
         records = {}
         for path in sorted(self._directory.glob("*.json")):
             try:

@@ -16,9 +16,10 @@ import structlog
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
 from forkypig.hostd import faults
+from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.network import HostNetwork
-from forkypig.hostd.records import SnapshotRecord
-from forkypig.model import Shape, SnapshotId
+from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
+from forkypig.model import ImageId, Shape, SnapshotId
 from forkypig.net.slot import Slot
 from forkypig.qemu import disks, priority, split
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
@@ -78,8 +79,8 @@ class Shell:
 class ShellMaker:
     """Starts QEMU processes."""
 
-    def __init__(self, settings: Settings, network: HostNetwork) -> None:
-        self.settings, self.network = settings, network
+    def __init__(self, settings: Settings, network: HostNetwork, chains: DiskChains) -> None:
+        self.settings, self.network, self.chains = settings, network, chains
         self.overlays = disks.Overlays(settings.home / "blanks")
 
     def new_parts(self) -> Parts:
@@ -97,12 +98,19 @@ class ShellMaker:
             home / "consoles" / f"{process_id}.log",
         )
 
+    async def new_overlay(self, parts: Parts, shape: Shape, image: ImageId, snapshot: SnapshotId | None) -> None:
+        """Makes `parts.disk`, empty, on a snapshot's disk (None: on the image's). Raises ResourceExhausted."""
+        backing, backing_format = self.chains.below(snapshot, image)[0]
+        await self.overlays.create(parts.disk, backing=backing, backing_format=backing_format, size_mib=shape.disk_mib)
+
     async def start(
         self,
         parts: Parts,
         *,
         hardware: Hardware,
         shape: Shape,
+        image: ImageId,
+        snapshot: SnapshotId | None,
         memory: Path | None,
         boot: DirectBoot | None = None,
         paused: bool = False,
@@ -110,7 +118,8 @@ class ShellMaker:
         generation_id: uuid.UUID | None = None,
         slot: Slot | None = None,
     ) -> Shell:
-        """Starts QEMU on a disk that is there, in the machine's `slot` or, without one, in a new slot of its own.
+        """Starts QEMU on an overlay that is there and stands on `snapshot` (None: on the image itself), in the
+        machine's `slot` or, without one, in a new slot of its own.
 
         On failure the disk stays and the rest is removed.
         """
@@ -132,7 +141,7 @@ class ShellMaker:
                 process_id=parts.process_id,
                 hardware=hardware,
                 shape=shape,
-                disks=await asyncio.to_thread(disks.chain, parts.disk),
+                disks=[(parts.disk, "qcow2"), *self.chains.below(snapshot, image)],
                 console=console or parts.console,
                 aio=disks.aio_engine(),
                 memory=memory,
@@ -141,7 +150,8 @@ class ShellMaker:
                 generation_id=generation_id or uuid.uuid4(),
             )
             try:
-                process = await Process.start(parts.directory, command, tap_fd, place)
+                with self.chains.opening(command.disks):
+                    process = await Process.start(parts.directory, command, tap_fd, place)
             except BaseException:
                 parts.discard_process()
                 raise
@@ -150,19 +160,33 @@ class ShellMaker:
                 os.close(tap_fd)  # QEMU has it now; the tap goes with the last one who has
             return Shell(process, parts, command.console, command.generation_id, slot, release)
 
-    async def for_snapshot(self, record: SnapshotRecord, memory: Path) -> Shell:
-        """A shell with its device state offered, ready to load: what a child is made from."""
+    async def for_snapshot(
+        self, record: SnapshotRecord, memory: Path, *, console: Path | None = None, slot: Slot | None = None
+    ) -> Shell:
+        """A shell with its device state offered, ready to load: what a child is made from. `console` and `slot`: those
+        of a machine that goes on in it."""
         parts = self.new_parts()
         faults.reach("child-overlay")
         async with contextlib.AsyncExitStack() as undo:
-            await self.overlays.create(
-                parts.disk, backing=record.disk, backing_format="qcow2", size_mib=record.snapshot.shape.disk_mib
-            )
+            await self.new_overlay(parts, record.snapshot.shape, record.snapshot.image, record.snapshot.id)
             undo.callback(parts.discard)
             faults.reach("child-shell")
-            shell = await self.start(parts, hardware=record.hardware, shape=record.snapshot.shape, memory=memory)
+            shell = await self.start(
+                parts,
+                hardware=record.hardware,
+                shape=record.snapshot.shape,
+                image=record.snapshot.image,
+                snapshot=record.snapshot.id,
+                memory=memory,
+                console=console,
+                slot=slot,
+            )
             undo.push_async_callback(shell.discard)
-            await split.offer_state(shell.process, record.devices)
+            if record.phase is SnapshotPhase.PACKED:
+                devices = self.chains.packed_devices(record.snapshot.id)
+                await split.offer_state(shell.process, devices, packed=True)
+            else:
+                await split.offer_state(shell.process, record.devices)
             priority.foreground(shell.process.pid)
             undo.pop_all()
             return shell

@@ -57,13 +57,14 @@ async def fold(process: Process, chain: Sequence[tuple[Path, str]], *, anew: boo
     """Makes `chain` the layers of a machine that runs or is paused: its overlays as they are, top first, and a raw file
     with the same content as what was below them. `anew`: opens that file again, although the machine stands on it.
 
-    The same again is fine; returns whether there was anything to do. Raises MachineFailed; the machine then stands on
-    what it stood on.
+    Call it with the process's `disks_lock` held. The same again is fine; returns whether there was anything to do.
+    Raises MachineFailed; the machine then stands on what it stood on.
     """
     execute = process.session.execute
     found = await execute("query-named-block-nodes", {"flat": True})
     todo = plan(found, chain, anew=anew)
     if todo is None:
+        process.disks = chain
         return False
     async with contextlib.AsyncExitStack() as undo:
         base = todo.base
@@ -76,6 +77,7 @@ async def fold(process: Process, chain: Sequence[tuple[Path, str]], *, anew: boo
         above = nodes.format_node(todo.above, "qcow2", base)
         await execute("blockdev-reopen", {"options": [above]}, timeout_s=_REOPEN_TIMEOUT_S)
         undo.pop_all()
+    process.disks = chain
     for name in todo.stray:
         await execute("blockdev-del", {"node-name": name})
     return True

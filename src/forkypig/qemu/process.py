@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -40,6 +40,9 @@ class Process:
         self._pidfd = pidfd
         self.session = Session(process_id)
         self.ended = asyncio.Event()
+        # What its disk is made of, the overlay first; None: not known, since an earlier hostd started it.
+        self.disks: Sequence[tuple[Path, str]] | None = None
+        self.disks_lock = asyncio.Lock()  # from `stop` to `freeze` of a split nobody else may touch them
         self.on_end: Callable[[], object] | None = None
         asyncio.get_running_loop().add_reader(pidfd, self._has_ended)
 
@@ -58,6 +61,7 @@ class Process:
             process = cls(command.process_id, directory, pid, os.pidfd_open(pid))
         except OSError as error:
             raise MachineFailed(f"QEMU {command.process_id} ended at its start: {last_words(directory)}") from error
+        process.disks = command.disks
         try:
             await process._connect(START_TIMEOUT_S)
         except BaseException:

@@ -3,6 +3,7 @@
 The order, and why it is safe to fail at each step, is in hostd/fork.py. What QEMU does in each is in docs/split.md.
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
@@ -63,8 +64,27 @@ def device_state(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-async def offer_state(process: Process, path: Path) -> None:
-    """Gives a shell its descriptor of the device state, ahead of the pause.
+@contextlib.contextmanager
+def copied_state(path: Path) -> Iterator[int]:
+    """The same for device state that has been packed: all of it is read from the pager's file, and so verified, before
+    a load begins, and lies in memory. Blocks until the pager has answered. Raises MachineFailed."""
+    try:
+        state = path.read_bytes()
+    except OSError as error:
+        raise MachineFailed(f"the device state in {path} can't be read: {error.strerror}") from error
+    with os.fdopen(os.memfd_create("device-state"), "wb") as memory:
+        memory.write(state)
+        memory.flush()
+        # QEMU takes a descriptor for reading only by its access mode, and a memfd's first one is for both.
+        fd = os.open(f"/proc/self/fd/{memory.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def offer_state(process: Process, path: Path, *, packed: bool = False) -> None:
+    """Gives a shell its descriptor of the device state, ahead of the pause. `packed`: `path` is the pager's.
 
     And spares the guest the announcements by which a migrated machine tells switches where it is now: no switch has
     to know, and under TCG each of the five rounds keeps the guest's kernel busy for 60 ms right after the pause.
@@ -73,7 +93,11 @@ async def offer_state(process: Process, path: Path) -> None:
         "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
     )
     await process.session.execute("migrate-set-parameters", {"announce-rounds": 0})
-    with device_state(path) as fd:
+    with contextlib.ExitStack() as stack:
+        if packed:
+            fd = await asyncio.to_thread(stack.enter_context, copied_state(path))
+        else:
+            fd = stack.enter_context(device_state(path))
         if process.session.version >= _FILE_SINCE:
             await process.session.send_descriptor_set(fd, _STATE_SET)
         else:
