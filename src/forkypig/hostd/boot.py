@@ -246,6 +246,3 @@ def _check_size(files: ImageFiles, shape: Shape) -> None:
     smallest = -(-files.disk.stat().st_size >> 20)
     if shape.disk_mib < smallest:
         raise InvalidRequest(f"a disk of {shape.disk_mib} MiB can't hold the image: use --disk {smallest}M or more")
-    await host.maker.overlays.create(
-        parts.disk, backing=files.disk, backing_format=files.disk_format, size_mib=shape.disk_mib
-    )
