@@ -22,6 +22,7 @@ from typing import IO, Any, Self, TypeVar
 
 from forkypig import model
 from forkypig.sdk import client, machine, process
+from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
 from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.process import ExecResult, Output
@@ -177,8 +178,8 @@ class Machine:
         making = self._inner.fork(count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config)
         return _fork(self._loop, self._loop.run(making))
 
-    def snapshot(self, tag: str = "", *, quiesce: bool = False) -> model.Snapshot:
-        return self._loop.run(self._inner.snapshot(tag, quiesce=quiesce))
+    def snapshot(self, tag: str = "", *, message: str = "", quiesce: bool = False) -> model.Snapshot:
+        return self._loop.run(self._inner.snapshot(tag, message=message, quiesce=quiesce))
 
     def pause(self) -> None:
         self._loop.run(self._inner.pause())
@@ -191,6 +192,15 @@ class Machine:
 
     def start(self) -> None:
         self._loop.run(self._inner.start())
+
+    def restore(self, snapshot: str, *, keep_tag: str = "") -> None:
+        self._loop.run(self._inner.restore(snapshot, keep_tag=keep_tag))
+
+    def hibernate(self, *, on_progress: OnProgress | None = None) -> None:
+        self._loop.run(self._inner.hibernate(on_progress=on_progress))
+
+    def wake(self) -> None:
+        self._loop.run(self._inner.wake())
 
     def update(self, change: model.ConfigChange) -> None:
         self._loop.run(self._inner.update(change))
@@ -326,6 +336,7 @@ class Forky:
         memory_mib: int = 0,
         disk_mib: int = 0,
         cold_boot: bool = False,
+        snapshot: str = "",
         config: model.ConfigChange = UNCHANGED,
         on_progress: OnProgress | None = None,
     ) -> Machine:
@@ -337,6 +348,7 @@ class Forky:
             memory_mib=memory_mib,
             disk_mib=disk_mib,
             cold_boot=cold_boot,
+            snapshot=snapshot,
             config=config,
             on_progress=on_progress,
         )
@@ -372,6 +384,29 @@ class Forky:
 
     def get_snapshot(self, snapshot: str) -> model.Snapshot:
         return self._open.run(self._inner.get_snapshot(snapshot))
+
+    def history(self, source: str) -> Sequence[model.Snapshot]:
+        return self._open.run(self._inner.history(source))
+
+    def tag(self, snapshot: str, tag: str, *, force: bool = False) -> model.Snapshot:
+        return self._open.run(self._inner.tag(snapshot, tag, force=force))
+
+    def untag(self, tag: str) -> model.Snapshot:
+        return self._open.run(self._inner.untag(tag))
+
+    def bisect(
+        self,
+        source: str,
+        argv: Sequence[str],
+        *,
+        good: str,
+        bad: str = "",
+        timeout_s: float = 0.0,
+        on_trial: OnTrial | None = None,
+    ) -> Bisected:
+        return self._open.run(
+            self._inner.bisect(source, argv, good=good, bad=bad, timeout_s=timeout_s, on_trial=on_trial)
+        )
 
     def remove_snapshot(self, snapshot: str) -> None:
         self._open.run(self._inner.remove_snapshot(snapshot))

@@ -14,10 +14,14 @@ SourceName = Annotated[
         metavar="MACHINE_OR_SNAPSHOT", help="A machine's id or name, or a snapshot's id or tag.", show_default=False
     ),
 ]
+SnapshotName = Annotated[
+    str,
+    typer.Argument(metavar="SNAPSHOT", help="A snapshot's id, the beginning of one, or its tag.", show_default=False),
+]
 ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id or name.", show_default=False)]
 
 # Commands whose line ends in another command, and where `--` therefore has a meaning of its own.
-TAKING_A_COMMAND = ("run", "exec")
+TAKING_A_COMMAND = ("run", "exec", "bisect")
 
 
 def size(text: str) -> int:

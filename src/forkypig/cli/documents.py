@@ -33,6 +33,7 @@ def machine(info: model.Machine) -> Document:
         "network": _network(info.config),
         "limits": _limits(info.config.limits),
         "no_fork": info.config.no_fork,
+        "restart": info.config.restart.value,
     }
 
 
@@ -69,6 +70,7 @@ def snapshot(info: model.Snapshot) -> Document:
     return {
         "id": info.id,
         "tag": info.tag or None,
+        "message": info.message or None,
         "kind": info.kind.value,
         "parent": info.parent,
         "machine": info.machine,
@@ -82,7 +84,9 @@ def snapshot(info: model.Snapshot) -> Document:
         "cpu_model": info.cpu_model,
         "pause_ms": round(info.pause_ms, 3),
         "own_memory_bytes": info.own_memory_bytes,
+        "own_disk_bytes": info.own_disk_bytes,
         "settled": info.settled,
+        "where": "packed" if info.settled else "in memory",
         "created_us": info.created_us,
     }
 

@@ -6,6 +6,7 @@ import typer
 
 from forkypig.cli import documents, printing, sizes, surroundings
 from forkypig.cli.arguments import MachineName, SourceName
+from forkypig.cli.history import where
 from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected
 from forkypig.model import ConfigChange, Progress
@@ -42,12 +43,14 @@ def fork(
     memory_limit: surroundings.MemoryLimit = None,
     pids_limit: surroundings.PidsLimit = None,
     io_limit: surroundings.IoLimit = None,
+    restart: surroundings.RestartOption = None,
     as_json: printing.Json = False,
 ) -> None:
     """Split a machine into itself and children.
 
     They share its memory and disk. A running machine goes on, a paused one stays paused.
-    Of a snapshot only children are made. Children have the parent's network and limits, unless told otherwise here.
+    Of a snapshot only children are made. Children have the parent's network and limits, unless told otherwise here,
+    and none of its published ports and restart policy.
     """
     config = ConfigChange(
         mode=network,
@@ -56,6 +59,7 @@ def fork(
         tcp=tcp,
         publish=tuple(publish or ()),
         limits=surroundings.limits(cpu_limit, memory_limit, pids_limit, io_limit),
+        restart=restart,
     )
     forgotten = [name.strip() for name in forget.split(",") if name.strip()]
 
@@ -90,13 +94,16 @@ def fork(
 def snapshot(
     machine: MachineName,
     tag: Annotated[str, typer.Option("--tag", metavar="TAG", help="A name for it.")] = "",
+    message: Annotated[
+        str, typer.Option("--message", "-m", metavar="TEXT", help="What is to be remembered about it.")
+    ] = "",
     quiesce: Quiesce = False,
     as_json: printing.Json = False,
 ) -> None:
     """Keep a machine's state of this instant."""
 
     async def work(forky: "Forky") -> None:
-        made = await (await forky.get(machine)).snapshot(tag, quiesce=quiesce)
+        made = await (await forky.get(machine)).snapshot(tag, message=message, quiesce=quiesce)
         if as_json:
             printing.document(documents.snapshot(made))
         else:
@@ -127,12 +134,13 @@ def snapshots(as_json: printing.Json = False) -> None:
                 each.machine or "",
                 sizes.human_mib(each.shape.memory_mib),
                 sizes.human(each.own_memory_bytes),
-                "in a file" if each.settled else "in a frozen process",
+                where(each),
                 printing.ago(each.created_us),
+                each.message.partition("\n")[0],
             )
             for each in found
         ]
-        printing.table(("ID", "TAG", "KIND", "PARENT", "MACHINE", "MEMORY", "OWN", "WHERE", "AGE"), rows)
+        printing.table(("ID", "TAG", "KIND", "PARENT", "MACHINE", "MEMORY", "OWN", "WHERE", "AGE", "MESSAGE"), rows)
 
     connected(work)
 

@@ -10,7 +10,7 @@ from forkypig.cli import printing
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-_COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "creating": "cyan"}
+_COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "creating": "cyan", "hibernated": "blue"}
 
 
 @dataclass
@@ -38,7 +38,14 @@ def _document(of: model.Machine | model.Snapshot) -> dict[str, Any]:
         state = of.state.value
         return {"type": "machine", "id": of.id, "name": of.name, "state": state, "parent": of.parent}
     kind = of.kind.value
-    return {"type": "snapshot", "id": of.id, "tag": of.tag or None, "kind": kind, "machine": of.machine}
+    return {
+        "type": "snapshot",
+        "id": of.id,
+        "tag": of.tag or None,
+        "message": of.message or None,
+        "kind": kind,
+        "machine": of.machine,
+    }
 
 
 def grow(machines: Iterable[model.Machine], snapshots: Iterable[model.Snapshot]) -> list[Node]:
@@ -100,4 +107,6 @@ def _label(node: Node, names: dict[model.MachineId, str]) -> Any:
     label.append(f"  {snapshot.kind.value}", style="default")
     if snapshot.machine is not None:
         label.append(f"  of {names.get(snapshot.machine, snapshot.machine)}", style="dim")
+    if snapshot.message:
+        label.append(f"  {snapshot.message.partition(chr(10))[0]}", style="italic")
     return label

@@ -43,14 +43,19 @@ def run(
     pids_limit: surroundings.PidsLimit = None,
     io_limit: surroundings.IoLimit = None,
     no_fork: Annotated[bool, typer.Option("--no-fork", help="It refuses to be forked.")] = False,
+    restart: surroundings.RestartOption = None,
+    snapshot: Annotated[
+        str, typer.Option("--from", metavar="SNAPSHOT", help="Start from a snapshot: its id, or tag.")
+    ] = "",
     cold_boot: Annotated[bool, typer.Option("--cold-boot", help="Really boot, don't start from the template.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove the machine when COMMAND has ended.")] = False,
     as_json: printing.Json = False,
 ) -> None:
     """Boot a machine, and with `-- COMMAND` run that in it.
 
-    The first run of an image and shape boots; later ones start from its template in milliseconds. The machine stays
-    after COMMAND, whose exit code is passed on, unless --rm.
+    The first run of an image and shape boots; later ones start from its template in milliseconds. With --from it goes
+    on from a snapshot, whose shape, network and limits it has unless told otherwise here. The machine stays after
+    COMMAND, whose exit code is passed on, unless --rm.
     """
     command: list[str] | None = context.obj
     if command == []:
@@ -65,6 +70,7 @@ def run(
         publish=tuple(publish or ()),
         limits=surroundings.limits(cpu_limit, memory_limit, pids_limit, io_limit),
         no_fork=no_fork or None,
+        restart=restart,
     )
 
     async def work(forky: "Forky") -> int | None:
@@ -77,11 +83,12 @@ def run(
                 memory_mib=memory or 0,
                 disk_mib=disk or 0,
                 cold_boot=cold_boot,
+                snapshot=snapshot,
                 config=config,
                 on_progress=display.on_progress,
             )
         if command is None:
-            _show_made(machine, as_json)
+            _show_made(machine, as_json, snapshot)
             return None
         try:
             return await _run_command(machine, command, as_json)
@@ -96,11 +103,11 @@ def _made(machine: "Machine") -> documents.Document:
     return {**documents.machine(machine.info), "ready_ms": round(machine.ready_ms or 0.0, 3)}
 
 
-def _show_made(machine: "Machine", as_json: bool) -> None:
+def _show_made(machine: "Machine", as_json: bool, snapshot: str) -> None:
     if as_json:
         printing.document(_made(machine))
         return
-    how = "started from its template" if machine.info.snapshot else "booted"
+    how = f"started from {snapshot or 'its template'}" if machine.info.snapshot else "booted"
     printing.say(f"{machine.name} ({machine.id}) {how} in {printing.milliseconds(machine.ready_ms or 0.0)}")
 
 
@@ -221,7 +228,8 @@ def start(machine: MachineName, as_json: printing.Json = False) -> None:
 @app.command()
 def rm(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Machines, or snapshots by id or tag.")
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Machines, or snapshots by id, beginning of an id, or tag."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Remove every machine, without asking.")] = False,
     as_json: printing.Json = False,

@@ -74,6 +74,11 @@ def ago(time_us: int) -> str:
     return f"{seconds:.0f} s"
 
 
+def moment(time_us: int) -> str:
+    """A point in time, by the clock on the wall here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_us / 1e6)) if time_us else ""
+
+
 def milliseconds(value: float) -> str:
     """A duration for a person."""
     return f"{value / 1000:.1f} s" if value >= 10_000 else f"{value:.1f} ms"

@@ -47,6 +47,11 @@ class Display:
         self._step, self._done, self._total = progress.step, progress.done, progress.total
         self._update()
 
+    def on_bytes_of(self, progress: "model.Progress") -> None:
+        """Told by the SDK, of what is counted in bytes."""
+        self._are_bytes = True
+        self.on_progress(progress)
+
     def on_bytes(self, done: int, total: int) -> None:
         """Told by a copy, in its own thread."""
         self._done, self._total, self._are_bytes = done, total, True

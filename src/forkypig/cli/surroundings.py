@@ -8,7 +8,7 @@ from forkypig.cli import documents, printing, sizes
 from forkypig.cli.arguments import MachineName, size
 from forkypig.cli.runtime import connected
 from forkypig.errors import InvalidRequest
-from forkypig.model import ConfigChange, Egress, Limits, NetworkMode, PortForward, TcpMode
+from forkypig.model import ConfigChange, Egress, Limits, NetworkMode, PortForward, Restart, TcpMode
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
@@ -78,6 +78,12 @@ PidsLimit = Annotated[int | None, typer.Option("--pids-limit", metavar="N", help
 IoLimit = Annotated[
     int | None, typer.Option("--io-limit", parser=size, metavar="SIZE", help="Disk, per second, each way: 50M.")
 ]
+RestartOption = Annotated[
+    Restart | None,
+    typer.Option(
+        "--restart", help="always: after a reboot it comes back from its last durable snapshot, or else boots."
+    ),
+]
 Tcp = Annotated[
     TcpMode | None,
     typer.Option(
@@ -107,9 +113,10 @@ def update(
     no_fork: Annotated[
         bool | None, typer.Option("--no-fork/--allow-fork", help="Refuse to be forked, or allow it again.")
     ] = None,
+    restart: RestartOption = None,
     as_json: printing.Json = False,
 ) -> None:
-    """Change a machine's network, ports or limits, also while it runs."""
+    """Change a machine's network, ports, limits or restart policy, also while it runs."""
     change = ConfigChange(
         mode=network,
         egress=egress,
@@ -118,6 +125,7 @@ def update(
         unpublish=tuple(unpublish or ()),
         limits=limits(cpu_limit, memory_limit, pids_limit, io_limit),
         no_fork=no_fork,
+        restart=restart,
     )
     if change == ConfigChange():
         raise typer.BadParameter("nothing is to change: see forky update --help", param_hint="OPTIONS")

@@ -20,6 +20,7 @@ from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
 from forkypig.controller.store import Store
+from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
@@ -60,11 +61,13 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             desk = Desk(store, host, journal, reconciler)
             collector = Collector(desk)
             images = Images(desk, collector)
+            forks = Forks(desk)
             operations = Operations(
                 runs=Runs(desk, images, Templates(desk)),
-                forks=Forks(desk),
-                changes=Changes(desk),
+                forks=forks,
+                changes=Changes(desk, forks),
                 collector=collector,
+                tags=Tags(desk),
                 images=images,
                 health=Health(desk, settings, now_us()),
             )

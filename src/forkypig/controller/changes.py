@@ -1,16 +1,19 @@
-"""Pause, resume, stop, start, remove: one machine, carried to the end once begun, whoever waits for it."""
+"""Pause, resume, stop, start, restore, hibernate, wake, remove: one machine, carried to the end once begun, whoever
+waits for it."""
 
 from collections.abc import Awaitable, Callable
 
-from forkypig.controller.desk import Desk, find_machine
+from forkypig.controller.desk import Desk, find_machine, find_snapshot, known_parent
+from forkypig.controller.forks import Forks
 from forkypig.controller.journal import Flight
-from forkypig.controller.store import events, intents, machines
+from forkypig.controller.store import events, intents, machines, snapshots
+from forkypig.controller.streams import ShowProgress
 from forkypig.core.config import changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
-from forkypig.core.lifecycle import Action, check_allowed
+from forkypig.core.lifecycle import Action, check_allowed, check_restorable
 from forkypig.core.reconcile import merge
-from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable
-from forkypig.model import ConfigChange, Machine, MachineId, MachineState
+from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, InternalError, NotFound
+from forkypig.model import ConfigChange, Machine, MachineId, MachineState, SnapshotId, new_snapshot_id
 
 _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have done it or not
 
@@ -18,8 +21,8 @@ _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have done it or n
 class Changes:
     """The small operations."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, forks: Forks) -> None:
+        self._desk, self._forks = desk, forks
 
     async def pause(self, machine: str) -> Machine:
         return await self._carry(machine, Action.PAUSE, self._desk.host.pause)
@@ -45,11 +48,62 @@ class Changes:
 
         return await self._carry(machine, Action.UPDATE, configure)
 
+    async def restore(self, machine: str, snapshot: str, keep_tag: str = "") -> Machine:
+        """The machine goes back to a snapshot, in place. `keep_tag`: what it is now is kept first, under this tag."""
+        return await self._desk.journal.carry(self._restore(machine, snapshot, keep_tag))
+
+    async def _restore(self, text: str, snapshot: str, keep_tag: str) -> Machine:
+        desk = self._desk
+        async with desk.store.read() as tx:
+            machine, target = await find_machine(tx, text), await find_snapshot(tx, snapshot)
+            check_allowed(machine, Action.RESTORE)
+            check_restorable(machine, target)
+        if keep_tag:
+            words = f"what {machine.name} was before it went back to {target.tag or target.id}"
+            await self._forks.take_snapshot(machine.id, keep_tag, words)
+        return await self._change(
+            machine.id, Action.RESTORE, lambda found: desk.host.restore(found, target.id), needs=target.id
+        )
+
+    async def hibernate(self, machine: str, show: ShowProgress) -> Machine:
+        """Its memory goes to a snapshot, and no QEMU is left. To be carried by the journal."""
+        host, snapshot = self._desk.host, new_snapshot_id()
+
+        async def put_to_sleep(found: MachineId) -> Machine:
+            async for update in host.hibernate(found, snapshot):
+                if isinstance(update, Machine):
+                    await self._record_snapshot(snapshot)
+                    return update
+                show(update)
+            raise InternalError(f"the hibernation of {found} ended without a machine: hostd's log says more")
+
+        return await self._change(machine, Action.HIBERNATE, put_to_sleep, makes=snapshot)
+
+    async def _record_snapshot(self, snapshot: SnapshotId) -> None:
+        """The one that a hibernation made; none, if the machine was hibernated before."""
+        made = (await self._desk.host.snapshots()).get(snapshot)
+        if made is not None:
+            async with self._desk.store.write() as tx:
+                await snapshots.save(tx, [await known_parent(tx, made)])
+                await events.add(tx, "snapshot.created", made.id, f"of {made.machine}, which hibernates")
+
+    async def wake(self, machine: str) -> Machine:
+        return await self._carry(machine, Action.WAKE, self._desk.host.wake)
+
     async def _carry(self, text: str, action: Action, do: Callable[[MachineId], Awaitable[Machine]]) -> Machine:
         return await self._desk.journal.carry(self._change(text, action, do))
 
-    async def _change(self, text: str, action: Action, do: Callable[[MachineId], Awaitable[Machine]]) -> Machine:
-        desk = self._desk
+    async def _change(
+        self,
+        text: str,
+        action: Action,
+        do: Callable[[MachineId], Awaitable[Machine]],
+        *,
+        needs: SnapshotId | None = None,
+        makes: SnapshotId | None = None,
+    ) -> Machine:
+        """`needs`: a snapshot that must stay meanwhile; `makes`: one that comes with it."""
+        desk, snapshot = self._desk, needs or makes
         async with desk.store.read() as tx:
             check_allowed(await find_machine(tx, text), action)
         await desk.reconciler.ensure_reachable()
@@ -57,7 +111,11 @@ class Changes:
             async with desk.store.write() as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, action)
-                intent = await intents.add(tx, IntentKind.CHANGE, source=machine.id, action=action.value)
+                if needs is not None and await snapshots.get(tx, needs) is None:
+                    raise NotFound("snapshot", needs, "it was removed just now; see forky snapshots")
+                intent = await intents.add(
+                    tx, IntentKind.CHANGE, source=machine.id, snapshot=snapshot, action=action.value
+                )
                 flight.take(intent)
             try:
                 seen = await do(machine.id)
@@ -67,12 +125,14 @@ class Changes:
             async with desk.store.write() as tx:
                 # A fork may have moved it to another snapshot meanwhile.
                 row = await machines.get(tx, machine.id) or machine
-                machine = merge(row, seen)
+                machine = merge(row, seen, {snapshot})
                 await machines.save_known(tx, [machine])
                 await intents.end(tx, intent, IntentStatus.DONE)
                 if row.state is not machine.state:
                     await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.name)
         await desk.reconciler.landed(machine.id)
+        if snapshot is not None:
+            desk.reconciler.collect.set()  # what it stood on before may be nobody's now
         return machine
 
     async def _failed(self, intent: Intent, machine: Machine, error: ForkyError) -> None:

@@ -7,7 +7,7 @@ import structlog
 from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
 from forkypig.controller.store import events, intents, machines, snapshots
-from forkypig.core.genealogy import collectable, standing_on
+from forkypig.core.genealogy import PASSING, collectable, standing_on
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, NotFound, NotPossibleNow
 from forkypig.model import SnapshotId
@@ -50,15 +50,16 @@ class Collector:
             held = going | {s.id for s in every if self._desk.journal.concerns(s.id)}
             for snapshot in collectable(every, occupied, held):
                 try:
-                    await self.remove(snapshot)
+                    await self.remove(snapshot, collecting=True)
                 except (NotFound, NotPossibleNow):
                     continue  # somebody was quicker, or stands on it now
 
-    async def remove(self, snapshot: SnapshotId) -> None:
-        """Removes one. Raises NotPossibleNow, naming who, while something stands on it."""
+    async def remove(self, snapshot: SnapshotId, *, collecting: bool = False) -> None:
+        """Removes one. Raises NotPossibleNow, naming who, while something stands on it. `collecting`: only if it is
+        still one that goes by itself."""
         desk = self._desk
         with desk.journal.flight() as flight:
-            intent = await self._mark(flight, snapshot)
+            intent = await self._mark(flight, snapshot, collecting)
             try:
                 await desk.host.remove_snapshot(snapshot)
             except _UNKNOWN:
@@ -75,7 +76,7 @@ class Collector:
                 await events.add(tx, "snapshot.removed", snapshot)
         desk.reconciler.collect.set()
 
-    async def _mark(self, flight: Flight, snapshot: SnapshotId) -> Intent:
+    async def _mark(self, flight: Flight, snapshot: SnapshotId, collecting: bool) -> Intent:
         """From here on nothing new can stand on it."""
         async with self._desk.store.write() as tx:
             row = await snapshots.get(tx, snapshot)
@@ -86,6 +87,8 @@ class Collector:
                 raise NotPossibleNow(
                     f"{called} can't be removed: {standing.sentence()} stand on it; remove those first"
                 )
+            if collecting and row.kind not in PASSING:
+                raise NotPossibleNow(f"{called} was tagged meanwhile: it stays")
             if self._desk.journal.concerns(snapshot):
                 raise Busy(called, "in use by an operation under way")
             await snapshots.set_removing(tx, snapshot, removing=True)

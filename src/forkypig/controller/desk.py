@@ -15,12 +15,13 @@ from forkypig.controller.store import Store, events, intents, machines, snapshot
 from forkypig.core.intents import IntentStatus
 from forkypig.errors import ForkyError, InvalidRequest, NotFound
 from forkypig.model import Machine, Snapshot, check_name
-from forkypig.model.ids import is_id
+from forkypig.model.ids import is_id, snapshot_prefix
 
 log = structlog.get_logger()
 
 # An undo that needs longer goes on in the background; the caller has waited enough.
 _UNDO_S = 30.0
+_MOST_NAMED = 4  # snapshots whose ids begin alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,23 @@ async def find_machine(tx: AsyncConnection, text: str) -> Machine:
 
 
 async def find_snapshot(tx: AsyncConnection, text: str) -> Snapshot:
-    """By id or tag. Raises InvalidRequest where `text` can be neither, NotFound where it is none."""
-    found = await snapshots.get(tx, text) if is_id(text) else await snapshots.by_tag(tx, check_name("snapshot", text))
+    """By id, tag, or the beginning of an id that no other has. Raises InvalidRequest where `text` can be none of these
+    or begins several ids, NotFound where it is none."""
+    found = await snapshots.get(tx, text) if is_id(text) else await _by_tag_or_prefix(tx, check_name("snapshot", text))
     if found is None:
         raise NotFound("snapshot", text, "see forky snapshots")
     return found
+
+
+async def _by_tag_or_prefix(tx: AsyncConnection, text: str) -> Snapshot | None:
+    if (found := await snapshots.by_tag(tx, text)) is not None or not (prefix := snapshot_prefix(text)):
+        return found
+    several = await snapshots.beginning_with(tx, prefix)
+    if len(several) > 1:
+        named = ", ".join(f"{s.id} ({s.tag})" if s.tag else s.id for s in several[:_MOST_NAMED])
+        more = f" and {len(several) - _MOST_NAMED} more" if len(several) > _MOST_NAMED else ""
+        raise InvalidRequest(f"«{text}» begins the ids of {len(several)} snapshots: {named}{more}; write more of it")
+    return several[0] if several else None
 
 
 async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
@@ -78,6 +91,8 @@ async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
     else:
         check_name("machine or snapshot", text)
         machine, snapshot = await machines.by_name(tx, text), await snapshots.by_tag(tx, text)
+        if machine is None and snapshot is None:
+            snapshot = await _by_tag_or_prefix(tx, text)
         if machine is not None and snapshot is not None:
             raise InvalidRequest(
                 f"«{text}» is a machine ({machine.id}) and a snapshot's tag ({snapshot.id}): say which by its id"

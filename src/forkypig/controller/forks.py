@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.desk import Desk, find_machine, find_source, known_parent
+from forkypig.controller.host import Labels
 from forkypig.controller.journal import Caller, Flight
 from forkypig.controller.store import events, images, intents, machines, snapshots
+from forkypig.controller.tags import check_tag_is_free
 from forkypig.core.config import check_may_fork, of_child
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed
@@ -19,7 +21,7 @@ from forkypig.core.limits import check_count
 from forkypig.core.names import child_names
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
-from forkypig.errors import AlreadyExists, ForkyError
+from forkypig.errors import ForkyError
 from forkypig.model import (
     Child,
     ConfigChange,
@@ -32,6 +34,7 @@ from forkypig.model import (
     Snapshot,
     SnapshotId,
     SnapshotKind,
+    check_message,
     check_name,
     new_machine_id,
     new_snapshot_id,
@@ -49,7 +52,7 @@ class _Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
+class Ground:
     """What children take over from where they come from."""
 
     snapshot: SnapshotId
@@ -59,16 +62,17 @@ class _Ground:
     image_name: str
 
 
-async def _ground(tx: AsyncConnection, source: Machine | Snapshot) -> _Ground:
+async def ground_of(tx: AsyncConnection, source: Machine | Snapshot) -> Ground:
+    """Raises NotPossibleNow for a machine that can't be forked now, or is not to be."""
     if isinstance(source, Machine):
         check_allowed(source, Action.FORK)
         check_may_fork(source)
-        return _Ground(new_snapshot_id(), source.id, source.name, source.config, source.image_name)
+        return Ground(new_snapshot_id(), source.id, source.name, source.config, source.image_name)
     origin = await machines.get(tx, source.machine) if source.machine else None
     image = await images.find(tx, source.image)
     stem = source.tag or (origin.name if origin else f"fork-{source.id[2:8]}")
     config = origin.config if origin else MachineConfig()
-    return _Ground(source.id, source.machine, stem, config, image.name if image else "")
+    return Ground(source.id, source.machine, stem, config, image.name if image else "")
 
 
 class Forks:
@@ -112,7 +116,7 @@ class Forks:
         """Chooses names and ids and writes all down."""
         async with self._desk.store.write() as tx:
             source = await find_source(tx, text)
-            ground = await _ground(tx, source)
+            ground = await ground_of(tx, source)
             config = of_child(ground.config, change, count, source.shape, source.accelerator)
             names = child_names(prefix or ground.stem, count, await machines.names(tx))
             children = tuple(
@@ -149,7 +153,8 @@ class Forks:
         host = self._desk.host
         if isinstance(asked.source, Snapshot):
             return await host.fork_snapshot(asked.source.id, asked.children, options)
-        return await host.fork_machine(asked.source.id, asked.snapshot, SnapshotKind.FORK, "", asked.children, options)
+        labels = Labels(SnapshotKind.FORK)
+        return await host.fork_machine(asked.source.id, asked.snapshot, labels, asked.children, options)
 
     async def _record(self, asked: _Asked, result: ForkResult) -> ForkResult:
         """Everything is there: in one transaction."""
@@ -183,13 +188,14 @@ class Forks:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
-    async def take_snapshot(self, machine: str, tag: str, *, quiesce: bool) -> Snapshot:
+    async def take_snapshot(self, machine: str, tag: str, message: str = "", *, quiesce: bool = False) -> Snapshot:
         """A snapshot that stays until it is removed. Once begun it is carried to its end, whoever waits."""
-        return await self._desk.journal.carry(self._take_snapshot(machine, tag, quiesce))
+        return await self._desk.journal.carry(self._take_snapshot(machine, tag, message, quiesce))
 
-    async def _take_snapshot(self, text: str, tag: str, quiesce: bool) -> Snapshot:
+    async def _take_snapshot(self, text: str, tag: str, message: str, quiesce: bool) -> Snapshot:
         if tag:
             check_name("snapshot", tag)
+        check_message(message)
         desk = self._desk
         await desk.reconciler.ensure_reachable()
         with desk.journal.flight() as flight:
@@ -197,7 +203,7 @@ class Forks:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, Action.SNAPSHOT)
                 check_may_fork(machine)
-                await _check_tag_is_free(tx, tag)
+                await check_tag_is_free(tx, tag)
                 intent = await intents.add(
                     tx,
                     IntentKind.SNAPSHOT,
@@ -210,9 +216,9 @@ class Forks:
             assert intent.snapshot is not None
             asked = _Asked(intent, machine, intent.snapshot, ())
             try:
-                result = await desk.host.fork_machine(
-                    machine.id, intent.snapshot, SnapshotKind.KEPT, tag, (), ForkOptions(quiesce=quiesce)
-                )
+                labels = Labels(SnapshotKind.KEPT, tag, message)
+                options = ForkOptions(quiesce=quiesce)
+                result = await desk.host.fork_machine(machine.id, intent.snapshot, labels, (), options)
                 async with desk.store.write() as tx:
                     snapshot = await self._record_split(tx, asked, result.snapshot)
                     await intents.end(tx, intent, IntentStatus.DONE)
@@ -222,12 +228,3 @@ class Forks:
         await desk.reconciler.landed(machine.id)
         desk.reconciler.collect.set()
         return snapshot
-
-
-async def _check_tag_is_free(tx: AsyncConnection, tag: str) -> None:
-    """Raises AlreadyExists where a snapshot has the tag, or is being taken with it."""
-    if not tag:
-        return
-    pending = (i.arguments.get("tag") for i in await intents.unfinished(tx) if i.kind is IntentKind.SNAPSHOT)
-    if tag in pending or await snapshots.tag_is_taken(tx, tag):
-        raise AlreadyExists("snapshot", tag)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -38,6 +39,8 @@ FORK_S = 900.0
 CHANGE_S = 120.0
 # hostd lets an operation that is under way on the machine end first.
 REMOVE_S = 240.0
+# All of a machine's memory to a disk that is shared with others.
+PACK_S = 1800.0
 # Packages come over the network.
 BUILD_S = 3600.0
 DOCTOR_S = 120.0
@@ -70,6 +73,15 @@ def host_errors() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise in_words(error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What is said of a snapshot."""
+
+    kind: SnapshotKind
+    tag: str = ""
+    message: str = ""
 
 
 class Host:
@@ -131,16 +143,16 @@ class Host:
         self,
         machine: MachineId,
         snapshot: SnapshotId,
-        kind: SnapshotKind,
-        tag: str,
+        labels: "Labels",
         children: Sequence[Machine],
         options: ForkOptions,
     ) -> ForkResult:
         request = pb.ForkMachineRequest(
             machine=machine,
             snapshot=snapshot,
-            kind=convert.kind_to_wire(kind),
-            tag=tag,
+            kind=convert.kind_to_wire(labels.kind),
+            tag=labels.tag,
+            message=labels.message,
             children=_new_children(children),
             options=options_to_wire(options),
         )
@@ -182,6 +194,37 @@ class Host:
         request = pb.ConfigureMachineRequest(machine=machine, config=config_to_wire(config))
         with host_errors():
             return convert.machine_from_wire(await self.stub.ConfigureMachine(request, timeout=CHANGE_S))
+
+    async def restore(self, machine: MachineId, snapshot: SnapshotId) -> Machine:
+        request = pb.HostRestoreMachineRequest(machine=machine, snapshot=snapshot)
+        with host_errors():
+            return convert.machine_from_wire(await self.stub.RestoreMachine(request, timeout=BOOT_S))
+
+    async def hibernate(self, machine: MachineId, snapshot: SnapshotId) -> AsyncGenerator[Progress | Machine, None]:
+        """Progress, and the machine at last."""
+        request = pb.HostHibernateMachineRequest(machine=machine, snapshot=snapshot)
+        with host_errors():
+            async for answer in self.stub.HibernateMachine(request, timeout=PACK_S):
+                if answer.HasField("machine"):
+                    yield convert.machine_from_wire(answer.machine)
+                else:
+                    yield convert.progress_from_wire(answer.progress)
+
+    async def wake(self, machine: MachineId) -> Machine:
+        with host_errors():
+            answer = await self.stub.WakeMachine(pb.HostMachineRequest(machine=machine), timeout=BOOT_S)
+        return convert.machine_from_wire(answer)
+
+    async def label(self, snapshot: Snapshot) -> None:
+        """Tells the host a snapshot's kind, tag and message."""
+        request = pb.HostLabelSnapshotRequest(
+            snapshot=snapshot.id,
+            kind=convert.kind_to_wire(snapshot.kind),
+            tag=snapshot.tag,
+            message=snapshot.message,
+        )
+        with host_errors():
+            await self.stub.LabelSnapshot(request, timeout=QUICK_S)
 
     async def remove_machine(self, machine: MachineId) -> None:
         with host_errors():

@@ -9,22 +9,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from forkypig.controller.desk import Desk
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.desk import Desk, find_snapshot
+from forkypig.controller.forks import ground_of
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.templates import Templates
-from forkypig.core.config import changed
+from forkypig.core.config import bare, changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.core.names import pleasant_name
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
-from forkypig.errors import AlreadyExists, ForkyError, NotFound
+from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, NotFound
 from forkypig.model import (
     ConfigChange,
     ForkOptions,
     Image,
+    ImageId,
     Machine,
     MachineConfig,
     MachineState,
@@ -47,7 +51,8 @@ class RunRequest:
     name: str = ""
     shape: Shape = field(default_factory=lambda: Shape(0, 0, 0))
     cold_boot: bool = False
-    change: ConfigChange = ConfigChange()  # of the default config
+    change: ConfigChange = ConfigChange()  # of the default config, or of that of the snapshot's machine
+    snapshot: str = ""  # to start from; then no image, shape or cold boot
 
 
 class Runs:
@@ -62,6 +67,8 @@ class Runs:
         began = time.perf_counter()
         if request.name:
             check_name("machine", request.name)
+        if request.snapshot:
+            return await self._run_from_snapshot(request, show, caller, began)
         shape = with_defaults(request.shape)
         config = changed(MachineConfig(), request.change)
         check_shape(shape, 0)  # what is wrong anywhere is told also when the host is away
@@ -83,6 +90,40 @@ class Runs:
         await self._desk.reconciler.landed(machine.id)
         return machine, ready_ms
 
+    async def _run_from_snapshot(
+        self, request: RunRequest, show: ShowProgress, caller: Caller, began: float
+    ) -> tuple[Machine, float]:
+        desk = self._desk
+        if request.image or request.cold_boot or request.shape != Shape(0, 0, 0):
+            raise InvalidRequest(
+                "a machine that starts from a snapshot has the image, CPUs, memory and disk of the snapshot: "
+                "leave out what says otherwise"
+            )
+        await desk.reconciler.ensure_reachable()
+        with desk.journal.flight() as flight:
+            async with desk.store.write() as tx:
+                snapshot = await find_snapshot(tx, request.snapshot)
+                ground = await ground_of(tx, snapshot)
+                machine = replace(
+                    await self._new_machine(tx, request.name, snapshot.image, ground.image_name, snapshot.shape),
+                    snapshot=snapshot.id,
+                    parent=ground.parent,
+                    config=changed(bare(ground.config), request.change),
+                )
+                intent = await self._write_down(tx, flight, machine)
+            try:
+                show(Progress("starting"))
+                result = await caller.wait_for(desk.host.fork_snapshot(snapshot.id, [machine], ForkOptions()))
+                machine = merge(machine, result.children[0].machine, {snapshot.id})
+                caller.check()
+                ready_ms = (time.perf_counter() - began) * 1000
+                await self._record(machine, intent, ready_ms)
+            except ForkyError as error:
+                await desk.undo(flight, error)
+                raise
+        await desk.reconciler.landed(machine.id)
+        return machine, ready_ms
+
     async def _check_name_is_free(self, name: str) -> None:
         """Early, before an image is built for it; what counts is `_reserve`."""
         if name:
@@ -94,24 +135,30 @@ class Runs:
         self, flight: Flight, name: str, image: Image, shape: Shape, config: MachineConfig
     ) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
-            taken = await machines.names(tx)
-            if name in taken:
-                raise AlreadyExists("machine", name)
-            machine = Machine(
-                id=new_machine_id(),
-                name=name or pleasant_name(taken, secrets.randbelow),
-                state=MachineState.CREATING,
-                image=image.id,
-                image_name=image.name,
-                shape=shape,
-                created_us=now_us(),
-                config=config,
-            )
-            await machines.add(tx, [machine])
-            intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
-            await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {image.name}")
-            flight.take(intent)
-        return machine, intent
+            machine = replace(await self._new_machine(tx, name, image.id, image.name, shape), config=config)
+            return machine, await self._write_down(tx, flight, machine)
+
+    async def _new_machine(
+        self, tx: AsyncConnection, name: str, image: ImageId, image_name: str, shape: Shape
+    ) -> Machine:
+        taken = await machines.names(tx)
+        if name in taken:
+            raise AlreadyExists("machine", name)
+        return Machine(
+            id=new_machine_id(),
+            name=name or pleasant_name(taken, secrets.randbelow),
+            state=MachineState.CREATING,
+            image=image,
+            image_name=image_name,
+            shape=shape,
+            created_us=now_us(),
+        )
+
+    async def _write_down(self, tx: AsyncConnection, flight: Flight, machine: Machine) -> Intent:
+        await machines.add(tx, [machine])
+        intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
+        await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {machine.image_name or machine.image}")
+        return flight.take(intent)
 
     async def _start(
         self,

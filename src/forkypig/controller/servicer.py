@@ -2,7 +2,6 @@
 
 # gRPC names a servicer's methods as the .proto does.
 
-import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
@@ -13,15 +12,18 @@ import grpc
 
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
-from forkypig.controller.desk import Desk, find_machine, find_snapshot
+from forkypig.controller.desk import Desk, find_machine, find_snapshot, find_source
 from forkypig.controller.forks import Forks
 from forkypig.controller.health import Health
 from forkypig.controller.host import host_errors
 from forkypig.controller.images import Images
-from forkypig.controller.journal import ENDING, Caller
+from forkypig.controller.journal import Caller
 from forkypig.controller.runs import RunRequest, Runs
 from forkypig.controller.store import events, machines, snapshots
-from forkypig.errors import ForkyError, NotPossibleNow
+from forkypig.controller.streams import progressing
+from forkypig.controller.tags import Tags
+from forkypig.core.genealogy import history
+from forkypig.errors import ForkyError
 from forkypig.model import Image, Machine, Progress, Snapshot
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
@@ -57,6 +59,7 @@ class Operations:
     forks: Forks
     changes: Changes
     collector: Collector
+    tags: Tags
     images: Images
     health: Health
 
@@ -81,31 +84,22 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     # -- making --------------------------------------------------------------------------------------------------------
 
     async def RunMachine(self, request: pb.RunMachineRequest, context: Context) -> AsyncIterator[pb.RunMachineResponse]:
+        caller = Caller()
         try:
             change = change_from_wire(request.config)
-        except ForkyError as error:
-            await abort(context, error)
-        shape = convert.shape_from_wire(request.shape)
-        asked = RunRequest(request.image, request.name, shape, request.cold_boot, change)
-        updates: asyncio.Queue[Progress | None] = asyncio.Queue()
-        caller = Caller()
-        outcome = self._desk.journal.begin(self._do.runs.run(asked, updates.put_nowait, caller))
-        outcome.add_done_callback(lambda _: updates.put_nowait(None))
-        try:
-            while (progress := await updates.get()) is not None:
-                yield pb.RunMachineResponse(progress=convert.progress_to_wire(progress))
-            machine, ready_ms = await outcome
-            result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
-            yield pb.RunMachineResponse(result=result)
-        except asyncio.CancelledError:
-            if outcome.cancelled():
-                await abort(context, NotPossibleNow(ENDING))
-            raise
+            shape = convert.shape_from_wire(request.shape)
+            asked = RunRequest(request.image, request.name, shape, request.cold_boot, change, request.snapshot)
+            running = progressing(self._desk.journal, lambda show: self._do.runs.run(asked, show, caller), caller)
+            async with aclosing(running):
+                async for update in running:
+                    if isinstance(update, Progress):
+                        yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
+                    else:
+                        machine, ready_ms = update
+                        result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
+                        yield pb.RunMachineResponse(result=result)
         except Exception as error:
             await abort(context, error)
-        finally:
-            if not outcome.done():
-                caller.left.set()
 
     @answered
     async def Fork(self, request: pb.ForkRequest, context: Context) -> common.ForkResult:
@@ -115,7 +109,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
 
     @answered
     async def TakeSnapshot(self, request: pb.TakeSnapshotRequest, context: Context) -> common.Snapshot:
-        made = await self._do.forks.take_snapshot(request.machine, request.tag, quiesce=request.quiesce)
+        made = await self._do.forks.take_snapshot(
+            request.machine, request.tag, request.message, quiesce=request.quiesce
+        )
         return convert.snapshot_to_wire(made)
 
     # -- machines ------------------------------------------------------------------------------------------------------
@@ -149,6 +145,27 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def StartMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
         return self._machine(await self._do.changes.start(request.machine))
+
+    @answered
+    async def RestoreMachine(self, request: pb.RestoreMachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.restore(request.machine, request.snapshot, request.keep_tag))
+
+    async def HibernateMachine(self, request: pb.MachineRequest, context: Context) -> AsyncIterator[pb.MachineUpdate]:
+        changes, journal = self._do.changes, self._desk.journal
+        try:
+            hibernating = progressing(journal, lambda show: changes.hibernate(request.machine, show), Caller())
+            async with aclosing(hibernating):
+                async for update in hibernating:
+                    if isinstance(update, Machine):
+                        yield pb.MachineUpdate(machine=self._machine(update))
+                    else:
+                        yield pb.MachineUpdate(progress=convert.progress_to_wire(update))
+        except Exception as error:
+            await abort(context, error)
+
+    @answered
+    async def WakeMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
+        return self._machine(await self._do.changes.wake(request.machine))
 
     @answered
     async def UpdateMachine(self, request: pb.UpdateMachineRequest, context: Context) -> common.Machine:
@@ -188,6 +205,24 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
             found = await find_snapshot(tx, request.snapshot)
         return convert.snapshot_to_wire((await self._as_they_lie([found]))[0])
 
+    @answered
+    async def GetHistory(self, request: pb.HistoryRequest, context: Context) -> pb.ListSnapshotsResponse:
+        async with self._desk.store.read() as tx:
+            source = await find_source(tx, request.source)
+            start = source.snapshot if isinstance(source, Machine) else source.id
+            chain = history(start, await snapshots.every(tx))
+        return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(s) for s in await self._as_they_lie(chain)])
+
+    @answered
+    async def TagSnapshot(self, request: pb.TagSnapshotRequest, context: Context) -> common.Snapshot:
+        tagged = await self._do.tags.add(request.snapshot, request.tag, force=request.force)
+        return convert.snapshot_to_wire((await self._as_they_lie([tagged]))[0])
+
+    @answered
+    async def UntagSnapshot(self, request: pb.UntagSnapshotRequest, context: Context) -> common.Snapshot:
+        untagged = await self._do.tags.remove(request.tag)
+        return convert.snapshot_to_wire((await self._as_they_lie([untagged]))[0])
+
     async def _as_they_lie(self, rows: Sequence[Snapshot]) -> Sequence[Snapshot]:
         """The snapshots with where their memory is now, which the host changes by itself; as they were when it can't
         be asked."""
@@ -196,8 +231,13 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         except ForkyError:
             return rows
         return [
-            replace(row, settled=seen[row.id].settled, own_memory_bytes=seen[row.id].own_memory_bytes)
-            if row.id in seen
+            replace(
+                row,
+                settled=now.settled,
+                own_memory_bytes=now.own_memory_bytes,
+                own_disk_bytes=now.own_disk_bytes,
+            )
+            if (now := seen.get(row.id)) is not None
             else row
             for row in rows
         ]

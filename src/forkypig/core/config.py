@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 from forkypig.core.limits_of_children import tightened, usual
 from forkypig.errors import InvalidRequest, NotPossibleNow
-from forkypig.model import ConfigChange, Limits, Machine, MachineConfig, PortForward, Shape
+from forkypig.model import ConfigChange, Limits, Machine, MachineConfig, PortForward, Restart, Shape
 
 # Below it not even the answers to a name look-up arrive in time.
 LEAST_BANDWIDTH_BYTES_S = 1000
@@ -32,18 +32,25 @@ def changed(config: MachineConfig, change: ConfigChange) -> MachineConfig:
         ports=_ports(config.ports, change),
         limits=with_limits(config.limits, change.limits),
         no_fork=config.no_fork if change.no_fork is None else change.no_fork,
+        restart=change.restart or config.restart,
     )
 
 
 def of_child(config: MachineConfig, change: ConfigChange, count: int, shape: Shape, accelerator: str) -> MachineConfig:
-    """What children have of their parent's config, with the change made: all but the ports, which are the host's.
+    """What children have of their parent's config, with the change made: all but the ports, which are the host's, and
+    the restart policy: who wants one machine back does not mean its hundred children.
 
     Limits can only become tighter. Raises InvalidRequest."""
     if count > 1 and change.publish:
         raise InvalidRequest(f"{count} children can't publish the same port: fork one, or publish with forky update")
     check_limits(change.limits)
     limits = tightened(config.limits, change.limits, usual(shape, accelerator))
-    return replace(changed(replace(config, ports=()), replace(change, limits=Limits())), limits=limits)
+    return replace(changed(bare(config), replace(change, limits=Limits())), limits=limits)
+
+
+def bare(config: MachineConfig) -> MachineConfig:
+    """What of a machine's config goes over to others."""
+    return replace(config, ports=(), restart=Restart.NO)
 
 
 def check_may_fork(machine: Machine) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from forkypig.model import Machine, Snapshot, SnapshotId, SnapshotKind
 
 _MOST_NAMED = 3
+PASSING = (SnapshotKind.FORK, SnapshotKind.HIBERNATION)  # they go when nothing stands on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def standing_on(snapshot: SnapshotId, machines: Iterable[Machine], snapshots: It
 def collectable(
     snapshots: Iterable[Snapshot], occupied: Collection[SnapshotId], held: Collection[str] = ()
 ) -> list[SnapshotId]:
-    """The snapshots that came with a fork and that nobody needs any more, leaves first.
+    """The snapshots that came with a fork or a hibernation and that nobody needs any more, leaves first.
 
     `occupied` are those that machines stand on, `held` ids that operations under way need. A snapshot whose only
     ground for staying is another collectable one is in the list too, after it.
@@ -58,7 +59,7 @@ def collectable(
     gone: list[SnapshotId] = []
     while ready:
         snapshot = by_id[ready.pop()]
-        if snapshot.kind is not SnapshotKind.FORK or snapshot.id in taken or snapshot.id in held:
+        if snapshot.kind not in PASSING or snapshot.id in taken or snapshot.id in held:
             continue
         gone.append(snapshot.id)
         if snapshot.parent in dependents:
@@ -66,6 +67,16 @@ def collectable(
             if dependents[snapshot.parent] == 0:
                 ready.append(snapshot.parent)
     return gone
+
+
+def history(start: SnapshotId | None, snapshots: Iterable[Snapshot]) -> list[Snapshot]:
+    """The snapshot and what it stands on, newest first."""
+    by_id = {s.id: s for s in snapshots}
+    chain: dict[SnapshotId, Snapshot] = {}
+    while start is not None and start in by_id and start not in chain:
+        chain[start] = by_id[start]
+        start = by_id[start].parent
+    return list(chain.values())
 
 
 def parents_first(snapshots: Mapping[SnapshotId, Snapshot]) -> list[Snapshot]:

@@ -12,7 +12,7 @@ class IntentKind(Enum):
     FORK = "fork"  # `machines`: the children; `source`: the machine that splits (None: a snapshot was forked)
     SNAPSHOT = "snapshot"  # of `source`
     TEMPLATE = "template"  # the first ready moment of an image
-    CHANGE = "change"  # pause, resume, stop, start of `source`
+    CHANGE = "change"  # pause, resume, stop, start … of `source`; `snapshot`: what it is restored from, hibernates into
     REMOVE_MACHINE = "remove-machine"  # `machines`: the one that goes
     REMOVE_SNAPSHOT = "remove-snapshot"
 
@@ -39,7 +39,7 @@ class Intent:
     @property
     def makes(self) -> frozenset[str]:
         """The ids that exist on the host because of it, if it is one that makes things."""
-        if self.kind in (IntentKind.REMOVE_MACHINE, IntentKind.REMOVE_SNAPSHOT):
+        if self.kind in (IntentKind.REMOVE_MACHINE, IntentKind.REMOVE_SNAPSHOT, IntentKind.CHANGE):
             return frozenset()
         return frozenset((*self.machines, *((self.snapshot,) if self.snapshot else ())))
 

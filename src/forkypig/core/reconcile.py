@@ -136,8 +136,10 @@ def _compare_snapshots(records: Records, seen: Seen, made: Plan, busy: set[str],
         parent = snapshot.parent if snapshot.parent in records.snapshots or snapshot.parent in seen.snapshots else None
         row = records.snapshots.get(snapshot.id)
         if row is not None:
-            # The host measures; kind, tag and descent are the controller's.
-            current = replace(snapshot, kind=row.kind, tag=row.tag, parent=row.parent, machine=row.machine)
+            # The host measures; kind, tag, message and descent are the controller's.
+            current = replace(
+                snapshot, kind=row.kind, tag=row.tag, message=row.message, parent=row.parent, machine=row.machine
+            )
             if current != row:
                 made.record_snapshots.append(current)
             continue

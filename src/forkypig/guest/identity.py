@@ -26,6 +26,7 @@ class Identity:
     forget: tuple[str, ...] = ()  # environment variables whose values are wiped from memory
     forget_files: tuple[str, ...] = ()  # absolute paths that are overwritten and removed
     hooks: bool = True  # run the programs in /etc/forky/fork.d
+    own: bool = False  # who it was before: it goes back or on, and keeps its machine id, boot id and SSH keys
     forked: bool = True  # False for a boot: SSH keys, leases and connections are its own, and no hooks run
 
     def check(self) -> None:
@@ -56,14 +57,15 @@ class Identity:
         fields: list[tuple[str, str | bytes]] = [
             ("entropy", secrets.token_bytes(_ENTROPY_BYTES)),
             ("hostname", self.hostname),
-            ("machine-id", self.machine_id),
             ("generation", generation),
             ("clock", str(time.time_ns())),
         ]
-        if self.boot_id or self.forked:
+        if not self.own:
+            fields.append(("machine-id", self.machine_id))
+        if self.boot_id or (self.forked and not self.own):
             fields.append(("boot-id", self.boot_id or str(uuid.uuid4())))
         if self.forked:
-            fields += [(step, "1") for step in ("neighbours", "dhcp", "ssh")]
+            fields += [(step, "1") for step in (("neighbours",) if self.own else ("neighbours", "dhcp", "ssh"))]
             fields += [("tcp", "reset")] if self.tcp == "reset" else []
             fields += [("hooks", "1")] if self.hooks else []
         fields += [("forget", "\0".join(self.forget))] if self.forget else []

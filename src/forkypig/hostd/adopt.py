@@ -5,19 +5,24 @@ removed, a split in the middle is finished when its successor has run and undone
 """
 
 import asyncio
+import contextlib
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from forkypig.errors import ForkyError
+from forkypig.hostd import hibernation
 from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
+from forkypig.hostd.restore import come_back, last_durable
 from forkypig.hostd.settle import settle_later
-from forkypig.model import MachineState, SnapshotId
+from forkypig.model import MachineState, Restart, SnapshotId
 from forkypig.qemu import priority, split
 from forkypig.qemu import process as processes
+from forkypig.qemu.disks import chain as disk_chain
 from forkypig.qemu.process import Process, last_words
 
 if TYPE_CHECKING:
@@ -42,9 +47,12 @@ async def adopt(host: "Host") -> None:
         await _adopt_snapshot(host, record, running)
     for machine in machines:
         await _adopt_machine(host, machine, running)
+    coming_back = [(live, last_durable(host, live)) for live in host.machines.values() if _is_to_come_back(live)]
     await _end_strangers(host, running)
     await host.network.sweep(host.machines.values())
     await asyncio.to_thread(host.groups.sweep, {live.id for live in host.machines.values() if live.process is not None})
+    if coming_back:
+        host.spawn(come_back(host, coming_back), "come-back")
 
 
 async def _finish_split(
@@ -87,8 +95,9 @@ async def _has_run(
 
 async def _undo_split(host: "Host", record: SnapshotRecord, running: dict[str, int]) -> None:
     """Ends the successor and lets the old process go on."""
-    await _kill(host, record.successor, running)
-    host.maker.parts(record.successor).discard()
+    if record.successor:  # a hibernation has none
+        await _kill(host, record.successor, running)
+        host.maker.parts(record.successor).discard()
     await host.forget_memory(record.snapshot.id)
     host.drop_snapshot_record(record.snapshot.id)
     pid = running.get(record.process_id)
@@ -163,6 +172,8 @@ async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str,
     host.machines[live.id] = live
     live.slot = await host.network.adopt(record.slot)
     state = live.state
+    if live.slot is None and (state is MachineState.HIBERNATED or _should_run(live)):
+        live.slot = await host.network.again(record.slot, record.machine.config)
     if state in (MachineState.CREATING, MachineState.REMOVING):
         log.info("half-made machine removed", machine=live.id, state=state.value)
         await _kill(host, record.process_id, running)
@@ -170,7 +181,14 @@ async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str,
         return
     pid = running.get(record.process_id)
     if pid is None:
-        if state in (MachineState.RUNNING, MachineState.PAUSED):
+        slept = next((each for each in host.snapshots.values() if hibernation.is_asleep(live, each)), None)
+        if slept is not None:
+            hibernation.asleep(host, live, slept)
+        elif _is_to_come_back(live):
+            live.update(
+                MachineState.FAILED, failure="its QEMU process ended while hostd was away; it comes back", held=True
+            )
+        elif state in (MachineState.RUNNING, MachineState.PAUSED):
             directory = host.settings.home / "qemu" / record.process_id
             live.update(
                 MachineState.FAILED,
@@ -178,10 +196,21 @@ async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str,
                 f"`forky start {live.name}` boots it again from its disk",
             )
         return
-    if state in (MachineState.STOPPED, MachineState.FAILED):
+    if state in (MachineState.STOPPED, MachineState.HIBERNATED, MachineState.FAILED):
         await _kill(host, record.process_id, running)
         return
     await _adopt_running(host, live, pid)
+
+
+def _should_run(live: LiveMachine) -> bool:
+    """Whether it ran when it was last heard of, or was about to be brought back."""
+    return live.state in (MachineState.RUNNING, MachineState.PAUSED) or (
+        live.state is MachineState.FAILED and live.record.held
+    )
+
+
+def _is_to_come_back(live: LiveMachine) -> bool:
+    return live.process is None and _should_run(live) and live.record.machine.config.restart is Restart.ALWAYS
 
 
 async def _adopt_running(host: "Host", live: LiveMachine, pid: int) -> None:
@@ -200,8 +229,11 @@ async def _adopt_running(host: "Host", live: LiveMachine, pid: int) -> None:
     except ForkyError as error:
         log.error("a machine runs without its limits", machine=live.id, error=str(error))
     host.network.point(live)  # hostd may have died after the switch of a split that was undone
+    if record.held and not runs:  # hostd died in a restore that this undoes
+        await split.resume(live.process)
+        runs = True
     host.watch(live)
-    live.update(MachineState.RUNNING if runs else MachineState.PAUSED)
+    live.update(MachineState.RUNNING if runs else MachineState.PAUSED, held=False)
     log.info("adopted", machine=live.id, pid=pid, state=live.state.value)
     host.find_agent(live)
 
@@ -222,10 +254,20 @@ async def _end_strangers(host: "Host", running: dict[str, int]) -> None:
         if process_id not in named:
             log.info("process without a record ended", process=process_id)
             await _kill(host, process_id, running)
-    disks = {live.record.disk for live in host.machines.values()} | {r.disk for r in host.snapshots.values()}
+    tops = {live.record.disk for live in host.machines.values()} | {r.disk for r in host.snapshots.values()}
+    disks = await asyncio.to_thread(_with_what_is_below, tops)
     consoles = {live.record.console.name for live in host.machines.values()}
     consoles |= {f"{record.process_id}.log" for record in host.snapshots.values()}
     await asyncio.to_thread(_remove_leftovers, host, named, {disk.name for disk in disks}, consoles)
+
+
+def _with_what_is_below(tops: set[Path]) -> set[Path]:
+    """Disks and what they stand on, also where the snapshot that it belonged to is lost: a machine boots from them."""
+    found = set(tops)
+    for top in tops:
+        with contextlib.suppress(OSError):
+            found |= {path for path, _ in disk_chain(top)}
+    return found
 
 
 def _remove_leftovers(host: "Host", named: set[str], disks: set[str], consoles: set[str]) -> None:

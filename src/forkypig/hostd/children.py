@@ -121,7 +121,7 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
             joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})
-            channel = await _load(live, shell, options, _forget_files(host, record), undo)
+            channel = await load(live, shell, _identity(host, live, record, options), undo)
             await joining
             if options.paused:
                 await split.stop(shell.process)
@@ -147,26 +147,23 @@ def _forget_files(host: "Host", record: SnapshotRecord) -> tuple[str, ...]:
     return host.images.forget_files(record.snapshot.image)
 
 
-async def _load(
-    live: LiveMachine,
-    shell: Shell,
-    options: ForkOptions,
-    forget_files: tuple[str, ...],
-    undo: contextlib.AsyncExitStack,
-) -> GuestChannel:
-    """Loads the snapshot and lets the agent take on the child's identity; returns its channel.
+def _identity(host: "Host", live: LiveMachine, record: SnapshotRecord, options: ForkOptions) -> Identity:
+    return Identity(
+        hostname=live.name,
+        machine_id=secrets.token_hex(16),
+        tcp=live.record.machine.config.network.tcp.value,
+        forget=options.forget,
+        forget_files=_forget_files(host, record),
+    )
+
+
+async def load(live: LiveMachine, shell: Shell, identity: Identity, undo: contextlib.AsyncExitStack) -> GuestChannel:
+    """Loads the snapshot and lets the agent take on the identity; returns its channel.
 
     The greeting waits in the channel before the guest runs, so that the agent's first act is to read it.
     """
     channel = GuestChannel(live.id)
     undo.push_async_callback(channel.close)
-    identity = Identity(
-        hostname=live.name,
-        machine_id=secrets.token_hex(16),
-        tcp=live.record.machine.config.network.tcp.value,
-        forget=options.forget,
-        forget_files=forget_files,
-    )
     faults.reach("child-load")
     greeting = asyncio.create_task(
         channel.open(
@@ -184,7 +181,9 @@ async def _load(
         faults.reach("child-handshake")
         await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not greeting.done():
-            raise MachineFailed(f"child «{live.name}» died before it was ready: {last_words(shell.process.directory)}")
+            raise MachineFailed(
+                f"machine «{live.name}» died before it was ready: {last_words(shell.process.directory)}"
+            )
         _check_steps(live.name, (await greeting).steps)
         log.info(
             "child is ready", machine=live.id, load_ms=_ms(began, loaded), handshake_ms=_ms(loaded, time.perf_counter())
@@ -201,10 +200,10 @@ def _check_steps(name: str, steps: Mapping[str, str]) -> None:
     fails is its author's: it is logged."""
     wrong = {step: why for step, why in steps.items() if why}
     if theirs := {step: why for step, why in wrong.items() if step.startswith(("hook:", "notify:"))}:
-        log.warning("a child's programs were not told of the fork", machine=name, steps=theirs)
+        log.warning("a machine's programs were not told of the fork", machine=name, steps=theirs)
     if lacking := [f"{step} ({why})" for step, why in wrong.items() if step not in theirs]:
         raise GuestUnresponsive(
-            f"child «{name}» could not become a machine of its own, so it is not handed out: {', '.join(lacking)}"
+            f"machine «{name}» could not become one of its own, so it is not handed out: {', '.join(lacking)}"
         )
 
 

@@ -23,6 +23,20 @@ FORK_STEPS = (
     "child-record",
 )
 
+RESTORE_STEPS = (
+    "restore-shell",
+    "child-overlay",
+    "child-shell",
+    "restore-hold",
+    "restore-switch",
+    "restore-load",
+    "child-load",
+    "child-handshake",
+    "restore-record",
+    "restore-end",
+)
+HIBERNATE_STEPS = ("hibernate-stop", "hibernate-bind", "hibernate-pack", "hibernate-record")
+
 _listener: Callable[[str], None] | None = None
 
 

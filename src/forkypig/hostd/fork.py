@@ -52,6 +52,7 @@ class NewSnapshot:
     id: SnapshotId
     kind: SnapshotKind
     tag: str = ""
+    message: str = ""
 
 
 async def fork_machine(
@@ -219,16 +220,21 @@ async def _go_on(old: Process, successor: Shell, was_running: bool) -> None:
     that does: a machine that was paused runs for the millisecond in between.
     """
     await successor.process.kill()
+    await go_on(old, was_running)
+
+
+async def go_on(old: Process, was_running: bool) -> None:
+    """A frozen process is what it was before."""
     old.signal(signal.SIGCONT)
     try:
         await split.resume(old)
         if not was_running:
             await split.stop(old)
     except ForkyError as error:
-        log.error("the machine did not go on after a failed fork", process=old.id, error=str(error))
+        log.error("the machine did not go on after what failed", process=old.id, error=str(error))
 
 
-def _snapshot_record(
+def snapshot_record(
     host: "Host", live: LiveMachine, old: Process, new: NewSnapshot, address: int, was_running: bool, successor: str
 ) -> SnapshotRecord:
     hardware = live.record.hardware
@@ -237,6 +243,7 @@ def _snapshot_record(
             id=new.id,
             kind=new.kind,
             tag=new.tag,
+            message=new.message,
             parent=live.record.machine.snapshot,
             machine=live.id,
             image=live.record.machine.image,

@@ -185,11 +185,14 @@ class Host:
         if process is not None:
             await process.kill()
         record = live.record
+        own = [record.disk, record.console] if record.process_id else []
         if record.process_id:
             self.maker.parts(record.process_id).discard_process()
-            for path in (record.disk, record.console):
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+        elif record.console != record.disk:  # it hibernated: the disk is its snapshot's
+            own = [record.console]
+        for path in own:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         await give_up(self.network, live)
         await live.leave_group()
         self.machine_ledger.delete(live.id)

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 _POWEROFF_TIMEOUT_S = 30.0
 # A removal that meets an operation waits for its end (a fork of a hundred children on two cores takes seconds).
 _REMOVE_WAITS_S = 120.0
-_CONFIGURABLE = (MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPED, MachineState.FAILED)
+_CONFIGURABLE = (
+    MachineState.RUNNING,
+    MachineState.PAUSED,
+    MachineState.STOPPED,
+    MachineState.HIBERNATED,
+    MachineState.FAILED,
+)
 
 
 async def pause_machine(live: LiveMachine) -> Machine:

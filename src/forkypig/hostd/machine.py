@@ -114,6 +114,8 @@ class LiveMachine:
             sentence += f" (it failed: {self.record.machine.failure})"
         elif self.state is MachineState.STOPPED:
             sentence += f": forky start {self.name}"
+        elif self.state is MachineState.HIBERNATED:
+            sentence += f": forky wake {self.name}"
         elif self.state is MachineState.PAUSED:
             sentence += f": forky resume {self.name}"
         return sentence
@@ -121,7 +123,8 @@ class LiveMachine:
     def running_process(self) -> Process:
         """Its QEMU. Raises NotPossibleNow when none runs."""
         if self.process is None:
-            raise NotPossibleNow(f"machine «{self.name}» has no QEMU process: forky start {self.name}")
+            verb = "wake" if self.state is MachineState.HIBERNATED else "start"
+            raise NotPossibleNow(f"machine «{self.name}» has no QEMU process: forky {verb} {self.name}")
         return self.process
 
     def agent(self) -> GuestChannel:

@@ -122,6 +122,19 @@ class HostNetwork:
             log.error("a machine's network namespace is gone", slot=name)
             return None
 
+    async def again(self, name: str, config: MachineConfig) -> Slot | None:
+        """A machine's slot of before, made anew after it went with the host's network (a reboot, `forky down`): the
+        machine keeps its address. Its ports come with `sweep`. None where that can't be."""
+        if not name or self.fabric is None:
+            return None
+        try:
+            slot = await self.fabric.take_again(name)
+            await slot.apply(config.network)
+        except ForkyError as error:
+            log.error("a machine gets another address", slot=name, error=str(error))
+            return None
+        return slot
+
     async def hand_over(self, config: MachineConfig, old: "Process", new: "Process") -> None:
         """Before a split's pause: published ports of the user-mode network go from one process to the other."""
         if self.kind == USER and config.ports:

@@ -7,6 +7,7 @@ a caller that asks again with the same ids gets what was made.
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -14,10 +15,11 @@ import structlog
 
 from forkypig.daemon.server import daemon_message
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
-from forkypig.hostd import boot, children, doctor, fork, lifecycle, settle
+from forkypig.hostd import boot, children, doctor, fork, hibernation, lifecycle, restore, settle
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.host import Host
+from forkypig.hostd.records import SnapshotRecord
 from forkypig.images import debian
 from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
 from forkypig.model.ids import check_id
@@ -139,7 +141,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         if snapshot in host.snapshots:
             return convert.fork_result_to_wire(self._made_before(snapshot, new_children))
         live = host.machine(check_id(request.machine))
-        new = fork.NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag)
+        new = fork.NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag, request.message)
         work = fork.fork_machine(host, live, new, new_children, options_from_wire(request.options))
         return convert.fork_result_to_wire(await self._to_the_end(f"fork-{snapshot}", work))
 
@@ -192,6 +194,32 @@ class HostServicer(host_pb2_grpc.HostServicer):
         return convert.machine_to_wire(await self._to_the_end("start", boot.start_machine(self._host, live)))
 
     @_answers
+    async def RestoreMachine(self, request: host_pb.HostRestoreMachineRequest, context: _Context) -> pb.Machine:
+        live, record = self._host.machine(request.machine), self._host.snapshot(check_id(request.snapshot))
+        work = restore.restore_machine(self._host, live, record)
+        return convert.machine_to_wire(await self._to_the_end("restore", work))
+
+    @_streams
+    async def HibernateMachine(
+        self, request: host_pb.HostHibernateMachineRequest, context: _Context
+    ) -> AsyncIterator[host_pb.HostMachineUpdate]:
+        live, snapshot = self._host.machine(request.machine), SnapshotId(check_id(request.snapshot))
+        steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+        task = asyncio.create_task(
+            hibernation.hibernate_machine(self._host, live, snapshot, steps.put_nowait), name=f"hibernate-{live.id}"
+        )
+        task.add_done_callback(lambda _: steps.put_nowait(None))
+        self._host.keep(task)  # it goes on to its end, though the caller may go away
+        while (step := await steps.get()) is not None:
+            yield host_pb.HostMachineUpdate(progress=convert.progress_to_wire(step))
+        yield host_pb.HostMachineUpdate(machine=convert.machine_to_wire(await task))
+
+    @_answers
+    async def WakeMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
+        live = self._host.machine(request.machine)
+        return convert.machine_to_wire(await self._to_the_end("wake", restore.wake_machine(self._host, live)))
+
+    @_answers
     async def ConfigureMachine(self, request: host_pb.ConfigureMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         work = lifecycle.configure_machine(self._host, live, config_from_wire(request.config))
@@ -226,8 +254,21 @@ class HostServicer(host_pb2_grpc.HostServicer):
 
     @_answers
     async def ListSnapshots(self, request: pb.Empty, context: _Context) -> host_pb.HostListSnapshotsResponse:
-        snapshots = [convert.snapshot_to_wire(record.snapshot) for record in self._host.snapshots.values()]
+        records = list(self._host.snapshots.values())
+        sizes = await asyncio.to_thread(lambda: [_own_disk_bytes(record) for record in records])
+        snapshots = [
+            convert.snapshot_to_wire(replace(record.snapshot, own_disk_bytes=size))
+            for record, size in zip(records, sizes, strict=True)
+        ]
         return host_pb.HostListSnapshotsResponse(snapshots=snapshots)
+
+    @_answers
+    async def LabelSnapshot(self, request: host_pb.HostLabelSnapshotRequest, context: _Context) -> pb.Snapshot:
+        record = self._host.snapshot(check_id(request.snapshot))
+        kind = convert.kind_from_wire(request.kind)
+        labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message)
+        self._host.save_snapshot(replace(record, snapshot=labelled))
+        return convert.snapshot_to_wire(labelled)
 
     @_answers
     async def RemoveSnapshot(self, request: host_pb.HostSnapshotRequest, context: _Context) -> pb.Empty:
@@ -278,6 +319,14 @@ class HostServicer(host_pb2_grpc.HostServicer):
         self._host.check_image_unused(image)
         await asyncio.to_thread(self._host.images.remove, image)
         return pb.Empty()
+
+
+def _own_disk_bytes(record: SnapshotRecord) -> int:
+    """What was written to the snapshot's disk, where that is a file of its own; else what packing has found."""
+    try:
+        return record.disk.stat().st_blocks * 512
+    except OSError:
+        return record.snapshot.own_disk_bytes
 
 
 def _children(messages: Iterable[host_pb.NewChild]) -> list[NewChild]:

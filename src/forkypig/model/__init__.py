@@ -1,10 +1,11 @@
 """The words of Forky Pig as frozen dataclasses: machines, shapes, snapshots, images. Standard library only."""
 
-from forkypig.model.config import ConfigChange, ForkOptions, MachineConfig
+from forkypig.model.config import ConfigChange, ForkOptions, MachineConfig, Restart
 from forkypig.model.ids import (
     ImageId,
     MachineId,
     SnapshotId,
+    check_message,
     check_name,
     new_machine_id,
     new_snapshot_id,
@@ -42,11 +43,13 @@ __all__ = [
     "NetworkPolicy",
     "PortForward",
     "Progress",
+    "Restart",
     "Shape",
     "Snapshot",
     "SnapshotId",
     "SnapshotKind",
     "TcpMode",
+    "check_message",
     "check_name",
     "new_machine_id",
     "new_snapshot_id",

@@ -13,7 +13,10 @@ MachineId = NewType("MachineId", str)
 SnapshotId = NewType("SnapshotId", str)
 ImageId = NewType("ImageId", str)
 
+MOST_MESSAGE = 4000  # characters: a commit message, not a document
+
 _ID = re.compile(r"[msi]-[0-9a-f]{12}")
+_PREFIX = re.compile(r"s-[0-9a-f]{1,12}|[0-9a-f]{4,12}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -37,6 +40,20 @@ def check_id(text: str) -> str:
 def is_id(text: str) -> bool:
     """Whether `text` has the form of an id."""
     return _ID.fullmatch(text) is not None
+
+
+def snapshot_prefix(text: str) -> str:
+    """The beginning of a snapshot's id that `text` may stand for: "s-3f", or "3f2a" without its letter; "" for none."""
+    if not _PREFIX.fullmatch(text):
+        return ""
+    return text if text.startswith("s-") else f"s-{text}"
+
+
+def check_message(message: str) -> str:
+    """Returns `message` when a snapshot can carry it; raises InvalidRequest when it is too long or no text."""
+    if len(message) > MOST_MESSAGE or any(ord(c) < 32 and c not in "\n\t" for c in message):
+        raise InvalidRequest(f"a message is text of at most {MOST_MESSAGE} characters: shorten it")
+    return message
 
 
 def check_name(kind: str, name: str) -> str:

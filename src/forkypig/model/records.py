@@ -15,6 +15,7 @@ class MachineState(Enum):
     RUNNING = "running"
     PAUSED = "paused"
     STOPPED = "stopped"
+    HIBERNATED = "hibernated"  # no QEMU; its memory is in the snapshot that it stands on
     FAILED = "failed"
     REMOVING = "removing"
 
@@ -24,6 +25,7 @@ class SnapshotKind(Enum):
 
     FORK = "fork"  # came with a fork; goes when nothing stands on it
     KEPT = "kept"  # somebody asked for it; stays until it is removed
+    HIBERNATION = "hibernation"  # came with a hibernation; goes when nothing stands on it
     TEMPLATE = "template"  # an image's first ready moment; later runs start from it
 
 
@@ -65,6 +67,7 @@ class Snapshot:
     id: SnapshotId
     kind: SnapshotKind
     tag: str = ""
+    message: str = ""  # what whoever took it said about it
     parent: SnapshotId | None = None
     machine: MachineId | None = None  # it was taken from this one
     image: ImageId
@@ -75,6 +78,7 @@ class Snapshot:
     cpu_model: str
     pause_ms: float = 0.0
     own_memory_bytes: int = 0
+    own_disk_bytes: int = 0  # what its machine wrote since the parent snapshot
     settled: bool = False  # True: memory in a file, False: in a frozen process
     created_us: int = 0
 

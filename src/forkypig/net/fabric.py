@@ -152,6 +152,24 @@ class Fabric:
         self._slots[slot.name] = slot
         return slot
 
+    async def take_again(self, name: str) -> Slot:
+        """The slot of this name with the default policy, made anew, for a machine that had it when the network was
+        removed. NotFound when somebody else has it by now."""
+        self._opened()
+        index = self.config.slot_index(name)
+        making = next((task for task in self._ahead if task.get_name() == f"net-slot-{index}"), None)
+        if making is not None:
+            self._ahead.remove(making)
+        elif index is not None and index in self._free:
+            self._free.remove(index)
+            making = self._begin(index)
+        else:
+            raise NotFound("network of a machine", name, "another machine has its address now")
+        self._top_up()
+        slot = await making
+        self._slots[slot.name] = slot
+        return slot
+
     def _top_up(self) -> None:
         while len(self._ahead) < self._ready and self._free:
             self._ahead.append(self._start())
@@ -164,7 +182,9 @@ class Fabric:
                 f"the network {ground.subnet} holds {count} machines, and all are there: remove some"
                 + (", or set a larger subnet (FORKY_SUBNET)" if count < BRIDGE_PORTS else "")
             )
-        index = self._free.popleft()
+        return self._begin(self._free.popleft())
+
+    def _begin(self, index: int) -> "asyncio.Task[Slot]":
         task = asyncio.create_task(self._make(index), name=f"net-slot-{index}")
         task.add_done_callback(_log_failure)
         return task

@@ -14,6 +14,7 @@ import grpc
 
 from forkypig import errors, model
 from forkypig.sdk import local
+from forkypig.sdk.bisect import Bisected, OnTrial, bisect
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.status import Check, Status, Verdict
@@ -97,10 +98,14 @@ class Forky:
         memory_mib: int = 0,
         disk_mib: int = 0,
         cold_boot: bool = False,
+        snapshot: str = "",
         config: model.ConfigChange = UNCHANGED,
         on_progress: OnProgress | None = None,
     ) -> Machine:
         """Makes a machine from an image ("" is the default one, built if it is missing) and waits until it is ready.
+
+        `snapshot` (id, beginning of an id, or tag): from this one instead; it then has its shape, and its machine's
+        config but for the ports and `restart`, with `config` as what differs.
 
         The first run of an image and shape boots and keeps a template; later ones start from it in milliseconds,
         unless `cold_boot`. Zeros are defaults, "" lets a name be chosen. `config`: network, ports, limits, as far as
@@ -111,7 +116,12 @@ class Forky:
                 raise errors.InvalidRequest(f"{value} {what} can't be had: use a positive number, or 0 for the default")
         shape = common_pb2.Shape(cpus=cpus, memory_mib=memory_mib, disk_mib=disk_mib)
         request = pb.RunMachineRequest(
-            image=image, name=name, shape=shape, cold_boot=cold_boot, config=change_to_wire(config)
+            image=image,
+            name=name,
+            shape=shape,
+            cold_boot=cold_boot,
+            snapshot=snapshot,
+            config=change_to_wire(config),
         )
         call = self.controller.RunMachine(request, timeout=LONG_S)
         async for update in translated(self.socket, call):
@@ -173,10 +183,46 @@ class Forky:
         return sorted(map(convert.snapshot_from_wire, answer.snapshots), key=lambda each: (each.created_us, each.id))
 
     async def get_snapshot(self, snapshot: str) -> model.Snapshot:
-        """The snapshot of this id or tag. Raises NotFound."""
+        """The snapshot of this id, beginning of an id, or tag. Raises NotFound, InvalidRequest (several begin so)."""
         with calls(self.socket):
             message = await self.controller.GetSnapshot(pb.SnapshotRequest(snapshot=snapshot), timeout=QUICK_S)
         return convert.snapshot_from_wire(message)
+
+    async def history(self, source: str) -> Sequence[model.Snapshot]:
+        """What a machine or a snapshot stands on, newest first; a snapshot is the first of its own. Raises NotFound."""
+        with calls(self.socket):
+            answer = await self.controller.GetHistory(pb.HistoryRequest(source=source), timeout=QUICK_S)
+        return [convert.snapshot_from_wire(message) for message in answer.snapshots]
+
+    async def tag(self, snapshot: str, tag: str, *, force: bool = False) -> model.Snapshot:
+        """Gives a snapshot a tag; it then stays until it is removed. `force`: takes the tag from another snapshot, or
+        replaces one that this snapshot has. Raises AlreadyExists, NotPossibleNow (a template, a tag it has)."""
+        request = pb.TagSnapshotRequest(snapshot=snapshot, tag=tag, force=force)
+        with calls(self.socket):
+            return convert.snapshot_from_wire(await self.controller.TagSnapshot(request, timeout=QUICK_S))
+
+    async def untag(self, tag: str) -> model.Snapshot:
+        """Takes a tag away; its snapshot stays. Raises NotFound."""
+        with calls(self.socket):
+            message = await self.controller.UntagSnapshot(pb.UntagSnapshotRequest(tag=tag), timeout=QUICK_S)
+        return convert.snapshot_from_wire(message)
+
+    async def bisect(
+        self,
+        source: str,
+        argv: Sequence[str],
+        *,
+        good: str,
+        bad: str = "",
+        timeout_s: float = 0.0,
+        on_trial: OnTrial | None = None,
+    ) -> Bisected:
+        """Finds the first bad snapshot of a machine's or a snapshot's history, after `good` and up to `bad` (""; the
+        newest): runs a command in a child of the middle one, and so on.
+
+        Exit code 0 is good, 125 says nothing, others are bad. The children are removed in any case. `on_trial` is told
+        of each. Raises InvalidRequest (`good` is no ancestor of `bad`; the command is not there), NotFound."""
+        return await bisect(self, source, good, bad, argv, timeout_s, on_trial)
 
     async def remove_snapshot(self, snapshot: str) -> None:
         """Deletes a snapshot, given by id or tag. Raises NotFound, and NotPossibleNow while something stands on it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from forkypig import model
-from forkypig.sdk.connection import MACHINE_S, QUICK_S, calls, translated
+from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, translated
 from forkypig.sdk.process import Command, ExecResult, Process, collect
 from forkypig.sdk.transfer import Copied, OnBytes, Transfer
 from forkypig.v1 import controller_pb2 as pb
@@ -15,7 +15,7 @@ from forkypig.wire import convert
 from forkypig.wire.config import change_to_wire
 
 if TYPE_CHECKING:
-    from forkypig.sdk.client import Forky
+    from forkypig.sdk.client import Forky, OnProgress
 
 
 UNCHANGED = model.ConfigChange()
@@ -97,10 +97,10 @@ class Machine:
             self.id, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config
         )
 
-    async def snapshot(self, tag: str = "", *, quiesce: bool = False) -> model.Snapshot:
+    async def snapshot(self, tag: str = "", *, message: str = "", quiesce: bool = False) -> model.Snapshot:
         """Keeps the machine's state of this instant until it is removed. With `quiesce` user processes are frozen in
         it, and go on in its forks when these have their own entropy. Raises AlreadyExists when the tag is taken."""
-        request = pb.TakeSnapshotRequest(machine=self.id, tag=tag, quiesce=quiesce)
+        request = pb.TakeSnapshotRequest(machine=self.id, tag=tag, quiesce=quiesce, message=message)
         with calls(self._forky.socket):
             return convert.snapshot_from_wire(await self._forky.controller.TakeSnapshot(request, timeout=MACHINE_S))
 
@@ -127,6 +127,34 @@ class Machine:
         """Boots a stopped machine from its disk. Raises NotPossibleNow when it is not stopped."""
         with calls(self._forky.socket):
             message = await self._forky.controller.StartMachine(pb.MachineRequest(machine=self.id), timeout=MACHINE_S)
+        self.info = convert.machine_from_wire(message)
+
+    async def restore(self, snapshot: str, *, keep_tag: str = "") -> None:
+        """Goes back to a snapshot (id, beginning of an id, or tag) in place: memory and disk are what they were then;
+        id, name, address, ports and config stay. Then it runs. What it was is gone, unless `keep_tag` is given: then a
+        snapshot with this tag is taken of it before. On failure it is as it was.
+        Raises NotFound, NotPossibleNow (another image, shape or QEMU), ResourceExhausted, MachineFailed,
+        GuestUnresponsive; AlreadyExists when `keep_tag` is taken."""
+        request = pb.RestoreMachineRequest(machine=self.id, snapshot=snapshot, keep_tag=keep_tag)
+        with calls(self._forky.socket):
+            message = await self._forky.controller.RestoreMachine(request, timeout=MACHINE_S)
+        self.info = convert.machine_from_wire(message)
+
+    async def hibernate(self, *, on_progress: "OnProgress | None" = None) -> None:
+        """Writes its memory to a snapshot on disk and ends its QEMU; `wake` lets it go on where it was.
+
+        Raises NotPossibleNow when it does not run, ResourceExhausted when the disk is full; it then goes on."""
+        call = self._forky.controller.HibernateMachine(pb.MachineRequest(machine=self.id), timeout=LONG_S)
+        async for update in translated(self._forky.socket, call):
+            if update.WhichOneof("update") == "machine":
+                self.info = convert.machine_from_wire(update.machine)
+            elif on_progress is not None:
+                on_progress(convert.progress_from_wire(update.progress))
+
+    async def wake(self) -> None:
+        """Lets a hibernated machine go on. Raises NotPossibleNow when it is not hibernated."""
+        with calls(self._forky.socket):
+            message = await self._forky.controller.WakeMachine(pb.MachineRequest(machine=self.id), timeout=MACHINE_S)
         self.info = convert.machine_from_wire(message)
 
     async def update(self, change: model.ConfigChange) -> None:

@@ -38,6 +38,8 @@ class _MachineStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MachineS
     MACHINE_STATE_FAILED: _MachineState.ValueType  # 5
     """QEMU died or never became ready; `failure` says why"""
     MACHINE_STATE_REMOVING: _MachineState.ValueType  # 6
+    MACHINE_STATE_HIBERNATED: _MachineState.ValueType  # 7
+    """no QEMU; its memory is in the snapshot that it stands on"""
 
 class MachineState(_MachineState, metaclass=_MachineStateEnumTypeWrapper): ...
 
@@ -51,6 +53,8 @@ MACHINE_STATE_STOPPED: MachineState.ValueType  # 4
 MACHINE_STATE_FAILED: MachineState.ValueType  # 5
 """QEMU died or never became ready; `failure` says why"""
 MACHINE_STATE_REMOVING: MachineState.ValueType  # 6
+MACHINE_STATE_HIBERNATED: MachineState.ValueType  # 7
+"""no QEMU; its memory is in the snapshot that it stands on"""
 Global___MachineState: _TypeAlias = MachineState  # noqa: Y015
 
 class _NetworkMode:
@@ -96,6 +100,26 @@ TCP_MODE_RESET: TcpMode.ValueType  # 1
 TCP_MODE_SILENT: TcpMode.ValueType  # 2
 Global___TcpMode: _TypeAlias = TcpMode  # noqa: Y015
 
+class _RestartPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RestartPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RestartPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESTART_POLICY_UNSPECIFIED: _RestartPolicy.ValueType  # 0
+    RESTART_POLICY_NO: _RestartPolicy.ValueType  # 1
+    RESTART_POLICY_ALWAYS: _RestartPolicy.ValueType  # 2
+    """it comes back from its last durable snapshot, or else boots from its disk"""
+
+class RestartPolicy(_RestartPolicy, metaclass=_RestartPolicyEnumTypeWrapper):
+    """What becomes of a machine that was running and whose QEMU is gone when hostd starts."""
+
+RESTART_POLICY_UNSPECIFIED: RestartPolicy.ValueType  # 0
+RESTART_POLICY_NO: RestartPolicy.ValueType  # 1
+RESTART_POLICY_ALWAYS: RestartPolicy.ValueType  # 2
+"""it comes back from its last durable snapshot, or else boots from its disk"""
+Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
+
 class _SnapshotKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -109,6 +133,8 @@ class _SnapshotKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Snapshot
     """somebody asked for it; stays until it is removed"""
     SNAPSHOT_KIND_TEMPLATE: _SnapshotKind.ValueType  # 3
     """an image's first ready moment; later runs start from it"""
+    SNAPSHOT_KIND_HIBERNATION: _SnapshotKind.ValueType  # 4
+    """came with a hibernation; goes when nothing stands on it"""
 
 class SnapshotKind(_SnapshotKind, metaclass=_SnapshotKindEnumTypeWrapper): ...
 
@@ -119,6 +145,8 @@ SNAPSHOT_KIND_KEPT: SnapshotKind.ValueType  # 2
 """somebody asked for it; stays until it is removed"""
 SNAPSHOT_KIND_TEMPLATE: SnapshotKind.ValueType  # 3
 """an image's first ready moment; later runs start from it"""
+SNAPSHOT_KIND_HIBERNATION: SnapshotKind.ValueType  # 4
+"""came with a hibernation; goes when nothing stands on it"""
 Global___SnapshotKind: _TypeAlias = SnapshotKind  # noqa: Y015
 
 @_typing.final
@@ -332,7 +360,7 @@ Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
 class MachineConfig(_message.Message):
-    """What surrounds a machine and can be changed while it runs. Children inherit all but the ports."""
+    """What surrounds a machine and can be changed while it runs. Children inherit all but the ports and `restart`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -343,12 +371,14 @@ class MachineConfig(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     NO_FORK_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     mode: Global___NetworkMode.ValueType
     bandwidth_bytes_s: _builtins.int
     """in each direction; 0: no limit"""
     tcp: Global___TcpMode.ValueType
     no_fork: _builtins.bool
     """refuses to be forked"""
+    restart: Global___RestartPolicy.ValueType
     @_builtins.property
     def egress(self) -> Global___Egress: ...
     @_builtins.property
@@ -365,10 +395,11 @@ class MachineConfig(_message.Message):
         ports: _abc.Iterable[Global___PortForward] | None = ...,
         limits: Global___Limits | None = ...,
         no_fork: _builtins.bool = ...,
+        restart: Global___RestartPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["egress", b"egress", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "mode", b"mode", "no_fork", b"no_fork", "ports", b"ports", "tcp", b"tcp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "mode", b"mode", "no_fork", b"no_fork", "ports", b"ports", "restart", b"restart", "tcp", b"tcp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,11 +419,13 @@ class ConfigChange(_message.Message):
     UNPUBLISH_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     NO_FORK_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     mode: Global___NetworkMode.ValueType
     bandwidth_bytes_s: _builtins.int
     """0: no limit"""
     tcp: Global___TcpMode.ValueType
     no_fork: _builtins.bool
+    restart: Global___RestartPolicy.ValueType
     @_builtins.property
     def egress(self) -> Global___Egress: ...
     @_builtins.property
@@ -414,10 +447,11 @@ class ConfigChange(_message.Message):
         unpublish: _abc.Iterable[Global___PortForward] | None = ...,
         limits: Global___Limits | None = ...,
         no_fork: _builtins.bool | None = ...,
+        restart: Global___RestartPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s", "_no_fork", b"_no_fork", "bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "no_fork", b"no_fork"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s", "_no_fork", b"_no_fork", "bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "mode", b"mode", "no_fork", b"no_fork", "publish", b"publish", "tcp", b"tcp", "unpublish", b"unpublish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s", "_no_fork", b"_no_fork", "bandwidth_bytes_s", b"bandwidth_bytes_s", "egress", b"egress", "limits", b"limits", "mode", b"mode", "no_fork", b"no_fork", "publish", b"publish", "restart", b"restart", "tcp", b"tcp", "unpublish", b"unpublish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bandwidth_bytes_s: _TypeAlias = _typing.Literal["bandwidth_bytes_s"]  # noqa: Y015
     _WhichOneofArgType__bandwidth_bytes_s: _TypeAlias = _typing.Literal["_bandwidth_bytes_s", b"_bandwidth_bytes_s"]  # noqa: Y015
@@ -481,6 +515,8 @@ class Snapshot(_message.Message):
     OWN_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    OWN_DISK_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"s-…" """
     tag: _builtins.str
@@ -503,6 +539,10 @@ class Snapshot(_message.Message):
     settled: _builtins.bool
     """true: its memory lies in a file; false: in a frozen process"""
     created_us: _builtins.int
+    message: _builtins.str
+    """what whoever took it said about it"""
+    own_disk_bytes: _builtins.int
+    """what its machine wrote since the parent snapshot"""
     @_builtins.property
     def shape(self) -> Global___Shape: ...
     def __init__(
@@ -523,10 +563,12 @@ class Snapshot(_message.Message):
         own_memory_bytes: _builtins.int = ...,
         settled: _builtins.bool = ...,
         created_us: _builtins.int = ...,
+        message: _builtins.str = ...,
+        own_disk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "own_memory_bytes", b"own_memory_bytes", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "settled", b"settled", "shape", b"shape", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "settled", b"settled", "shape", b"shape", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,6 +90,21 @@ class ControllerStub:
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
                 _registered_method=True)
+        self.RestoreMachine = channel.unary_unary(
+                '/forkypig.v1.Controller/RestoreMachine',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.RestoreMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
+        self.HibernateMachine = channel.unary_stream(
+                '/forkypig.v1.Controller/HibernateMachine',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_controller__pb2.MachineUpdate.FromString,
+                _registered_method=True)
+        self.WakeMachine = channel.unary_unary(
+                '/forkypig.v1.Controller/WakeMachine',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
         self.RemoveMachine = channel.unary_unary(
                 '/forkypig.v1.Controller/RemoveMachine',
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
@@ -113,6 +128,21 @@ class ControllerStub:
         self.GetSnapshot = channel.unary_unary(
                 '/forkypig.v1.Controller/GetSnapshot',
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/forkypig.v1.Controller/GetHistory',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.HistoryRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_controller__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.TagSnapshot = channel.unary_unary(
+                '/forkypig.v1.Controller/TagSnapshot',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.TagSnapshotRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.UntagSnapshot = channel.unary_unary(
+                '/forkypig.v1.Controller/UntagSnapshot',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.UntagSnapshotRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
                 _registered_method=True)
         self.RemoveSnapshot = channel.unary_unary(
@@ -222,6 +252,26 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestoreMachine(self, request, context):
+        """The machine goes back to a snapshot in place. Raises where image, shape or QEMU are others; it is as it was then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HibernateMachine(self, request, context):
+        """Its memory goes to a snapshot, and no QEMU is left. Progress first, then the machine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WakeMachine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveMachine(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -249,6 +299,26 @@ class ControllerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """Of a machine or a snapshot: what it stands on, newest first; a snapshot is the first of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagSnapshot(self, request, context):
+        """Gives a snapshot a tag, or takes it away. The snapshot is kept from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UntagSnapshot(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -356,6 +426,21 @@ def add_ControllerServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
             ),
+            'RestoreMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreMachine,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.RestoreMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
+            'HibernateMachine': grpc.unary_stream_rpc_method_handler(
+                    servicer.HibernateMachine,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_controller__pb2.MachineUpdate.SerializeToString,
+            ),
+            'WakeMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeMachine,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
             'RemoveMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveMachine,
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.MachineRequest.FromString,
@@ -379,6 +464,21 @@ def add_ControllerServicer_to_server(servicer, server):
             'GetSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSnapshot,
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Snapshot.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.HistoryRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_controller__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'TagSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagSnapshot,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.TagSnapshotRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Snapshot.SerializeToString,
+            ),
+            'UntagSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.UntagSnapshot,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.UntagSnapshotRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Snapshot.SerializeToString,
             ),
             'RemoveSnapshot': grpc.unary_unary_rpc_method_handler(
@@ -725,6 +825,87 @@ class Controller:
             _registered_method=True)
 
     @staticmethod
+    def RestoreMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/RestoreMachine',
+            forkypig_dot_v1_dot_controller__pb2.RestoreMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HibernateMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Controller/HibernateMachine',
+            forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_controller__pb2.MachineUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/WakeMachine',
+            forkypig_dot_v1_dot_controller__pb2.MachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveMachine(request,
             target,
             options=(),
@@ -848,6 +1029,87 @@ class Controller:
             target,
             '/forkypig.v1.Controller/GetSnapshot',
             forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/GetHistory',
+            forkypig_dot_v1_dot_controller__pb2.HistoryRequest.SerializeToString,
+            forkypig_dot_v1_dot_controller__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/TagSnapshot',
+            forkypig_dot_v1_dot_controller__pb2.TagSnapshotRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UntagSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Controller/UntagSnapshot',
+            forkypig_dot_v1_dot_controller__pb2.UntagSnapshotRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
             options,
             channel_credentials,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forkypig.v1 import common_pb2 as forkypig_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66orkypig/v1/host.proto\x12\x0b\x66orkypig.v1\x1a\x18\x66orkypig/v1/common.proto\"\xc1\x02\n\nHostStatus\x12\"\n\x05hostd\x18\x01 \x01(\x0b\x32\x13.forkypig.v1.Daemon\x12\"\n\x05pager\x18\x02 \x01(\x0b\x32\x13.forkypig.v1.Daemon\x12\x13\n\x0bpager_error\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x05 \x01(\t\x12\x14\n\x0cqemu_version\x18\x06 \x01(\t\x12\x12\n\nqemu_build\x18\x07 \x01(\t\x12\x18\n\x10memory_total_mib\x18\x08 \x01(\x04\x12\x1c\n\x14memory_available_mib\x18\t \x01(\x04\x12\x1a\n\x12\x64isk_available_mib\x18\n \x01(\x04\x12\x0f\n\x07network\x18\x0b \x01(\t\x12\x16\n\x0enetwork_reason\x18\x0c \x01(\t\"8\n\x12HostDoctorResponse\x12\"\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x12.forkypig.v1.Check\"\x91\x01\n\x12\x42ootMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12!\n\x05shape\x18\x04 \x01(\x0b\x32\x12.forkypig.v1.Shape\x12*\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x1a.forkypig.v1.MachineConfig\"Y\n\x13MakeTemplateRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12!\n\x05shape\x18\x03 \x01(\x0b\x32\x12.forkypig.v1.Shape\"\xc1\x01\n\x12\x46orkMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.forkypig.v1.SnapshotKind\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\'\n\x08\x63hildren\x18\x05 \x03(\x0b\x32\x15.forkypig.v1.NewChild\x12)\n\x07options\x18\x06 \x01(\x0b\x32\x18.forkypig.v1.ForkOptions\"U\n\x08NewChild\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1a.forkypig.v1.MachineConfig\"{\n\x13\x46orkSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\'\n\x08\x63hildren\x18\x02 \x03(\x0b\x32\x15.forkypig.v1.NewChild\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.forkypig.v1.ForkOptions\"V\n\x17\x43onfigureMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.forkypig.v1.MachineConfig\"%\n\x12HostMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\"8\n\x16HostStopMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"9\n\x16HostReadConsoleRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\" \n\x10HostConsoleChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\'\n\x13HostSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"B\n\x18HostListMachinesResponse\x12&\n\x08machines\x18\x01 \x03(\x0b\x32\x14.forkypig.v1.Machine\"E\n\x19HostListSnapshotsResponse\x12(\n\tsnapshots\x18\x01 \x03(\x0b\x32\x15.forkypig.v1.Snapshot\"6\n\x15HostBuildImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07rebuild\x18\x02 \x01(\x08\"r\n\x16HostBuildImageResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.forkypig.v1.ProgressH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.forkypig.v1.ImageH\x00\x42\x08\n\x06update\"!\n\x10HostImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\"=\n\x16HostUpdateImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x14\n\x0c\x66orget_files\x18\x02 \x03(\t\"<\n\x16HostListImagesResponse\x12\"\n\x06images\x18\x01 \x03(\x0b\x32\x12.forkypig.v1.Image2\xb1\x0c\n\x04Host\x12<\n\rGetHostStatus\x12\x12.forkypig.v1.Empty\x1a\x17.forkypig.v1.HostStatus\x12=\n\x06\x44octor\x12\x12.forkypig.v1.Empty\x1a\x1f.forkypig.v1.HostDoctorResponse\x12\x44\n\x0b\x42ootMachine\x12\x1f.forkypig.v1.BootMachineRequest\x1a\x14.forkypig.v1.Machine\x12G\n\x0cMakeTemplate\x12 .forkypig.v1.MakeTemplateRequest\x1a\x15.forkypig.v1.Snapshot\x12G\n\x0b\x46orkMachine\x12\x1f.forkypig.v1.ForkMachineRequest\x1a\x17.forkypig.v1.ForkResult\x12I\n\x0c\x46orkSnapshot\x12 .forkypig.v1.ForkSnapshotRequest\x1a\x17.forkypig.v1.ForkResult\x12\x45\n\x0cPauseMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12\x46\n\rResumeMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12H\n\x0bStopMachine\x12#.forkypig.v1.HostStopMachineRequest\x1a\x14.forkypig.v1.Machine\x12\x45\n\x0cStartMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12N\n\x10\x43onfigureMachine\x12$.forkypig.v1.ConfigureMachineRequest\x1a\x14.forkypig.v1.Machine\x12\x44\n\rRemoveMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x12.forkypig.v1.Empty\x12I\n\x0cListMachines\x12\x12.forkypig.v1.Empty\x1a%.forkypig.v1.HostListMachinesResponse\x12S\n\x0bReadConsole\x12#.forkypig.v1.HostReadConsoleRequest\x1a\x1d.forkypig.v1.HostConsoleChunk0\x01\x12K\n\rListSnapshots\x12\x12.forkypig.v1.Empty\x1a&.forkypig.v1.HostListSnapshotsResponse\x12\x46\n\x0eRemoveSnapshot\x12 .forkypig.v1.HostSnapshotRequest\x1a\x12.forkypig.v1.Empty\x12\x37\n\x08Shutdown\x12\x12.forkypig.v1.Empty\x1a\x15.forkypig.v1.Progress0\x01\x12W\n\nBuildImage\x12\".forkypig.v1.HostBuildImageRequest\x1a#.forkypig.v1.HostBuildImageResponse0\x01\x12\x45\n\nListImages\x12\x12.forkypig.v1.Empty\x1a#.forkypig.v1.HostListImagesResponse\x12\x46\n\x0bUpdateImage\x12#.forkypig.v1.HostUpdateImageRequest\x1a\x12.forkypig.v1.Image\x12@\n\x0bRemoveImage\x12\x1d.forkypig.v1.HostImageRequest\x1a\x12.forkypig.v1.Empty\x12;\n\rWatchMachines\x12\x12.forkypig.v1.Empty\x1a\x14.forkypig.v1.Machine0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66orkypig/v1/host.proto\x12\x0b\x66orkypig.v1\x1a\x18\x66orkypig/v1/common.proto\"\xc1\x02\n\nHostStatus\x12\"\n\x05hostd\x18\x01 \x01(\x0b\x32\x13.forkypig.v1.Daemon\x12\"\n\x05pager\x18\x02 \x01(\x0b\x32\x13.forkypig.v1.Daemon\x12\x13\n\x0bpager_error\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x05 \x01(\t\x12\x14\n\x0cqemu_version\x18\x06 \x01(\t\x12\x12\n\nqemu_build\x18\x07 \x01(\t\x12\x18\n\x10memory_total_mib\x18\x08 \x01(\x04\x12\x1c\n\x14memory_available_mib\x18\t \x01(\x04\x12\x1a\n\x12\x64isk_available_mib\x18\n \x01(\x04\x12\x0f\n\x07network\x18\x0b \x01(\t\x12\x16\n\x0enetwork_reason\x18\x0c \x01(\t\"8\n\x12HostDoctorResponse\x12\"\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x12.forkypig.v1.Check\"\x91\x01\n\x12\x42ootMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12!\n\x05shape\x18\x04 \x01(\x0b\x32\x12.forkypig.v1.Shape\x12*\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x1a.forkypig.v1.MachineConfig\"Y\n\x13MakeTemplateRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12!\n\x05shape\x18\x03 \x01(\x0b\x32\x12.forkypig.v1.Shape\"\xd2\x01\n\x12\x46orkMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.forkypig.v1.SnapshotKind\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12\'\n\x08\x63hildren\x18\x05 \x03(\x0b\x32\x15.forkypig.v1.NewChild\x12)\n\x07options\x18\x06 \x01(\x0b\x32\x18.forkypig.v1.ForkOptions\x12\x0f\n\x07message\x18\x07 \x01(\t\"U\n\x08NewChild\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x1a.forkypig.v1.MachineConfig\"{\n\x13\x46orkSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\'\n\x08\x63hildren\x18\x02 \x03(\x0b\x32\x15.forkypig.v1.NewChild\x12)\n\x07options\x18\x03 \x01(\x0b\x32\x18.forkypig.v1.ForkOptions\"V\n\x17\x43onfigureMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.forkypig.v1.MachineConfig\"%\n\x12HostMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\">\n\x19HostRestoreMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"@\n\x1bHostHibernateMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"q\n\x11HostMachineUpdate\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.forkypig.v1.ProgressH\x00\x12\'\n\x07machine\x18\x02 \x01(\x0b\x32\x14.forkypig.v1.MachineH\x00\x42\x08\n\x06update\"s\n\x18HostLabelSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.forkypig.v1.SnapshotKind\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"8\n\x16HostStopMachineRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"9\n\x16HostReadConsoleRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\" \n\x10HostConsoleChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\'\n\x13HostSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"B\n\x18HostListMachinesResponse\x12&\n\x08machines\x18\x01 \x03(\x0b\x32\x14.forkypig.v1.Machine\"E\n\x19HostListSnapshotsResponse\x12(\n\tsnapshots\x18\x01 \x03(\x0b\x32\x15.forkypig.v1.Snapshot\"6\n\x15HostBuildImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07rebuild\x18\x02 \x01(\x08\"r\n\x16HostBuildImageResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.forkypig.v1.ProgressH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.forkypig.v1.ImageH\x00\x42\x08\n\x06update\"!\n\x10HostImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\"=\n\x16HostUpdateImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x14\n\x0c\x66orget_files\x18\x02 \x03(\t\"<\n\x16HostListImagesResponse\x12\"\n\x06images\x18\x01 \x03(\x0b\x32\x12.forkypig.v1.Image2\xf6\x0e\n\x04Host\x12<\n\rGetHostStatus\x12\x12.forkypig.v1.Empty\x1a\x17.forkypig.v1.HostStatus\x12=\n\x06\x44octor\x12\x12.forkypig.v1.Empty\x1a\x1f.forkypig.v1.HostDoctorResponse\x12\x44\n\x0b\x42ootMachine\x12\x1f.forkypig.v1.BootMachineRequest\x1a\x14.forkypig.v1.Machine\x12G\n\x0cMakeTemplate\x12 .forkypig.v1.MakeTemplateRequest\x1a\x15.forkypig.v1.Snapshot\x12G\n\x0b\x46orkMachine\x12\x1f.forkypig.v1.ForkMachineRequest\x1a\x17.forkypig.v1.ForkResult\x12I\n\x0c\x46orkSnapshot\x12 .forkypig.v1.ForkSnapshotRequest\x1a\x17.forkypig.v1.ForkResult\x12\x45\n\x0cPauseMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12\x46\n\rResumeMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12H\n\x0bStopMachine\x12#.forkypig.v1.HostStopMachineRequest\x1a\x14.forkypig.v1.Machine\x12\x45\n\x0cStartMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12N\n\x0eRestoreMachine\x12&.forkypig.v1.HostRestoreMachineRequest\x1a\x14.forkypig.v1.Machine\x12^\n\x10HibernateMachine\x12(.forkypig.v1.HostHibernateMachineRequest\x1a\x1e.forkypig.v1.HostMachineUpdate0\x01\x12\x44\n\x0bWakeMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x14.forkypig.v1.Machine\x12N\n\x10\x43onfigureMachine\x12$.forkypig.v1.ConfigureMachineRequest\x1a\x14.forkypig.v1.Machine\x12\x44\n\rRemoveMachine\x12\x1f.forkypig.v1.HostMachineRequest\x1a\x12.forkypig.v1.Empty\x12I\n\x0cListMachines\x12\x12.forkypig.v1.Empty\x1a%.forkypig.v1.HostListMachinesResponse\x12S\n\x0bReadConsole\x12#.forkypig.v1.HostReadConsoleRequest\x1a\x1d.forkypig.v1.HostConsoleChunk0\x01\x12K\n\rListSnapshots\x12\x12.forkypig.v1.Empty\x1a&.forkypig.v1.HostListSnapshotsResponse\x12M\n\rLabelSnapshot\x12%.forkypig.v1.HostLabelSnapshotRequest\x1a\x15.forkypig.v1.Snapshot\x12\x46\n\x0eRemoveSnapshot\x12 .forkypig.v1.HostSnapshotRequest\x1a\x12.forkypig.v1.Empty\x12\x37\n\x08Shutdown\x12\x12.forkypig.v1.Empty\x1a\x15.forkypig.v1.Progress0\x01\x12W\n\nBuildImage\x12\".forkypig.v1.HostBuildImageRequest\x1a#.forkypig.v1.HostBuildImageResponse0\x01\x12\x45\n\nListImages\x12\x12.forkypig.v1.Empty\x1a#.forkypig.v1.HostListImagesResponse\x12\x46\n\x0bUpdateImage\x12#.forkypig.v1.HostUpdateImageRequest\x1a\x12.forkypig.v1.Image\x12@\n\x0bRemoveImage\x12\x1d.forkypig.v1.HostImageRequest\x1a\x12.forkypig.v1.Empty\x12;\n\rWatchMachines\x12\x12.forkypig.v1.Empty\x1a\x14.forkypig.v1.Machine0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,37 +41,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAKETEMPLATEREQUEST']._serialized_start=595
   _globals['_MAKETEMPLATEREQUEST']._serialized_end=684
   _globals['_FORKMACHINEREQUEST']._serialized_start=687
-  _globals['_FORKMACHINEREQUEST']._serialized_end=880
-  _globals['_NEWCHILD']._serialized_start=882
-  _globals['_NEWCHILD']._serialized_end=967
-  _globals['_FORKSNAPSHOTREQUEST']._serialized_start=969
-  _globals['_FORKSNAPSHOTREQUEST']._serialized_end=1092
-  _globals['_CONFIGUREMACHINEREQUEST']._serialized_start=1094
-  _globals['_CONFIGUREMACHINEREQUEST']._serialized_end=1180
-  _globals['_HOSTMACHINEREQUEST']._serialized_start=1182
-  _globals['_HOSTMACHINEREQUEST']._serialized_end=1219
-  _globals['_HOSTSTOPMACHINEREQUEST']._serialized_start=1221
-  _globals['_HOSTSTOPMACHINEREQUEST']._serialized_end=1277
-  _globals['_HOSTREADCONSOLEREQUEST']._serialized_start=1279
-  _globals['_HOSTREADCONSOLEREQUEST']._serialized_end=1336
-  _globals['_HOSTCONSOLECHUNK']._serialized_start=1338
-  _globals['_HOSTCONSOLECHUNK']._serialized_end=1370
-  _globals['_HOSTSNAPSHOTREQUEST']._serialized_start=1372
-  _globals['_HOSTSNAPSHOTREQUEST']._serialized_end=1411
-  _globals['_HOSTLISTMACHINESRESPONSE']._serialized_start=1413
-  _globals['_HOSTLISTMACHINESRESPONSE']._serialized_end=1479
-  _globals['_HOSTLISTSNAPSHOTSRESPONSE']._serialized_start=1481
-  _globals['_HOSTLISTSNAPSHOTSRESPONSE']._serialized_end=1550
-  _globals['_HOSTBUILDIMAGEREQUEST']._serialized_start=1552
-  _globals['_HOSTBUILDIMAGEREQUEST']._serialized_end=1606
-  _globals['_HOSTBUILDIMAGERESPONSE']._serialized_start=1608
-  _globals['_HOSTBUILDIMAGERESPONSE']._serialized_end=1722
-  _globals['_HOSTIMAGEREQUEST']._serialized_start=1724
-  _globals['_HOSTIMAGEREQUEST']._serialized_end=1757
-  _globals['_HOSTUPDATEIMAGEREQUEST']._serialized_start=1759
-  _globals['_HOSTUPDATEIMAGEREQUEST']._serialized_end=1820
-  _globals['_HOSTLISTIMAGESRESPONSE']._serialized_start=1822
-  _globals['_HOSTLISTIMAGESRESPONSE']._serialized_end=1882
-  _globals['_HOST']._serialized_start=1885
-  _globals['_HOST']._serialized_end=3470
+  _globals['_FORKMACHINEREQUEST']._serialized_end=897
+  _globals['_NEWCHILD']._serialized_start=899
+  _globals['_NEWCHILD']._serialized_end=984
+  _globals['_FORKSNAPSHOTREQUEST']._serialized_start=986
+  _globals['_FORKSNAPSHOTREQUEST']._serialized_end=1109
+  _globals['_CONFIGUREMACHINEREQUEST']._serialized_start=1111
+  _globals['_CONFIGUREMACHINEREQUEST']._serialized_end=1197
+  _globals['_HOSTMACHINEREQUEST']._serialized_start=1199
+  _globals['_HOSTMACHINEREQUEST']._serialized_end=1236
+  _globals['_HOSTRESTOREMACHINEREQUEST']._serialized_start=1238
+  _globals['_HOSTRESTOREMACHINEREQUEST']._serialized_end=1300
+  _globals['_HOSTHIBERNATEMACHINEREQUEST']._serialized_start=1302
+  _globals['_HOSTHIBERNATEMACHINEREQUEST']._serialized_end=1366
+  _globals['_HOSTMACHINEUPDATE']._serialized_start=1368
+  _globals['_HOSTMACHINEUPDATE']._serialized_end=1481
+  _globals['_HOSTLABELSNAPSHOTREQUEST']._serialized_start=1483
+  _globals['_HOSTLABELSNAPSHOTREQUEST']._serialized_end=1598
+  _globals['_HOSTSTOPMACHINEREQUEST']._serialized_start=1600
+  _globals['_HOSTSTOPMACHINEREQUEST']._serialized_end=1656
+  _globals['_HOSTREADCONSOLEREQUEST']._serialized_start=1658
+  _globals['_HOSTREADCONSOLEREQUEST']._serialized_end=1715
+  _globals['_HOSTCONSOLECHUNK']._serialized_start=1717
+  _globals['_HOSTCONSOLECHUNK']._serialized_end=1749
+  _globals['_HOSTSNAPSHOTREQUEST']._serialized_start=1751
+  _globals['_HOSTSNAPSHOTREQUEST']._serialized_end=1790
+  _globals['_HOSTLISTMACHINESRESPONSE']._serialized_start=1792
+  _globals['_HOSTLISTMACHINESRESPONSE']._serialized_end=1858
+  _globals['_HOSTLISTSNAPSHOTSRESPONSE']._serialized_start=1860
+  _globals['_HOSTLISTSNAPSHOTSRESPONSE']._serialized_end=1929
+  _globals['_HOSTBUILDIMAGEREQUEST']._serialized_start=1931
+  _globals['_HOSTBUILDIMAGEREQUEST']._serialized_end=1985
+  _globals['_HOSTBUILDIMAGERESPONSE']._serialized_start=1987
+  _globals['_HOSTBUILDIMAGERESPONSE']._serialized_end=2101
+  _globals['_HOSTIMAGEREQUEST']._serialized_start=2103
+  _globals['_HOSTIMAGEREQUEST']._serialized_end=2136
+  _globals['_HOSTUPDATEIMAGEREQUEST']._serialized_start=2138
+  _globals['_HOSTUPDATEIMAGEREQUEST']._serialized_end=2199
+  _globals['_HOSTLISTIMAGESRESPONSE']._serialized_start=2201
+  _globals['_HOSTLISTIMAGESRESPONSE']._serialized_end=2261
+  _globals['_HOST']._serialized_start=2264
+  _globals['_HOST']._serialized_end=4174
 # @@protoc_insertion_point(module_scope)

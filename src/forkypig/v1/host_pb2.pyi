@@ -165,11 +165,13 @@ class ForkMachineRequest(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     snapshot: _builtins.str
     """the id it will have"""
     kind: _common_pb2.SnapshotKind.ValueType
     tag: _builtins.str
+    message: _builtins.str
     @_builtins.property
     def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewChild]: ...
     @_builtins.property
@@ -183,10 +185,11 @@ class ForkMachineRequest(_message.Message):
         tag: _builtins.str = ...,
         children: _abc.Iterable[Global___NewChild] | None = ...,
         options: _common_pb2.ForkOptions | None = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "kind", b"kind", "machine", b"machine", "options", b"options", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "kind", b"kind", "machine", b"machine", "message", b"message", "options", b"options", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,6 +290,105 @@ class HostMachineRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostMachineRequest: _TypeAlias = HostMachineRequest  # noqa: Y015
+
+@_typing.final
+class HostRestoreMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    snapshot: _builtins.str
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostRestoreMachineRequest: _TypeAlias = HostRestoreMachineRequest  # noqa: Y015
+
+@_typing.final
+class HostHibernateMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    snapshot: _builtins.str
+    """the id it will have"""
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostHibernateMachineRequest: _TypeAlias = HostHibernateMachineRequest  # noqa: Y015
+
+@_typing.final
+class HostMachineUpdate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> _common_pb2.Progress: ...
+    @_builtins.property
+    def machine(self) -> _common_pb2.Machine: ...
+    def __init__(
+        self,
+        *,
+        progress: _common_pb2.Progress | None = ...,
+        machine: _common_pb2.Machine | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "progress", b"progress", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "progress", b"progress", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["progress", "machine"]  # noqa: Y015
+    _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
+
+Global___HostMachineUpdate: _TypeAlias = HostMachineUpdate  # noqa: Y015
+
+@_typing.final
+class HostLabelSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.str
+    kind: _common_pb2.SnapshotKind.ValueType
+    tag: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.str = ...,
+        kind: _common_pb2.SnapshotKind.ValueType = ...,
+        tag: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostLabelSnapshotRequest: _TypeAlias = HostLabelSnapshotRequest  # noqa: Y015
 
 @_typing.final
 class HostStopMachineRequest(_message.Message):

@@ -85,6 +85,21 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
                 _registered_method=True)
+        self.RestoreMachine = channel.unary_unary(
+                '/forkypig.v1.Host/RestoreMachine',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostRestoreMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
+        self.HibernateMachine = channel.unary_stream(
+                '/forkypig.v1.Host/HibernateMachine',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostHibernateMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_host__pb2.HostMachineUpdate.FromString,
+                _registered_method=True)
+        self.WakeMachine = channel.unary_unary(
+                '/forkypig.v1.Host/WakeMachine',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
         self.ConfigureMachine = channel.unary_unary(
                 '/forkypig.v1.Host/ConfigureMachine',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.ConfigureMachineRequest.SerializeToString,
@@ -109,6 +124,11 @@ class HostStub:
                 '/forkypig.v1.Host/ListSnapshots',
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_host__pb2.HostListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.LabelSnapshot = channel.unary_unary(
+                '/forkypig.v1.Host/LabelSnapshot',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostLabelSnapshotRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
                 _registered_method=True)
         self.RemoveSnapshot = channel.unary_unary(
                 '/forkypig.v1.Host/RemoveSnapshot',
@@ -214,6 +234,24 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestoreMachine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HibernateMachine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WakeMachine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ConfigureMachine(self, request, context):
         """Gives a machine another config, whole.
         """
@@ -242,6 +280,13 @@ class HostServicer:
 
     def ListSnapshots(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelSnapshot(self, request, context):
+        """Its kind, tag and message are others now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -343,6 +388,21 @@ def add_HostServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
             ),
+            'RestoreMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreMachine,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostRestoreMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
+            'HibernateMachine': grpc.unary_stream_rpc_method_handler(
+                    servicer.HibernateMachine,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostHibernateMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_host__pb2.HostMachineUpdate.SerializeToString,
+            ),
+            'WakeMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeMachine,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
             'ConfigureMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfigureMachine,
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.ConfigureMachineRequest.FromString,
@@ -367,6 +427,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_host__pb2.HostListSnapshotsResponse.SerializeToString,
+            ),
+            'LabelSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelSnapshot,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostLabelSnapshotRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Snapshot.SerializeToString,
             ),
             'RemoveSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveSnapshot,
@@ -685,6 +750,87 @@ class Host:
             _registered_method=True)
 
     @staticmethod
+    def RestoreMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/RestoreMachine',
+            forkypig_dot_v1_dot_host__pb2.HostRestoreMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HibernateMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Host/HibernateMachine',
+            forkypig_dot_v1_dot_host__pb2.HostHibernateMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_host__pb2.HostMachineUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/WakeMachine',
+            forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ConfigureMachine(request,
             target,
             options=(),
@@ -809,6 +955,33 @@ class Host:
             '/forkypig.v1.Host/ListSnapshots',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_host__pb2.HostListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/LabelSnapshot',
+            forkypig_dot_v1_dot_host__pb2.HostLabelSnapshotRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Snapshot.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,9 @@ class HostStub:
     ResumeMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
     StopMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostStopMachineRequest, _common_pb2.Machine]
     StartMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
+    RestoreMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostRestoreMachineRequest, _common_pb2.Machine]
+    HibernateMachine: _grpc.UnaryStreamMultiCallable[_host_pb2.HostHibernateMachineRequest, _host_pb2.HostMachineUpdate]
+    WakeMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
     ConfigureMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.ConfigureMachineRequest, _common_pb2.Machine]
     """Gives a machine another config, whole."""
     RemoveMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Empty]
@@ -55,6 +58,8 @@ class HostStub:
     ListMachines: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListMachinesResponse]
     ReadConsole: _grpc.UnaryStreamMultiCallable[_host_pb2.HostReadConsoleRequest, _host_pb2.HostConsoleChunk]
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListSnapshotsResponse]
+    LabelSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]
+    """Its kind, tag and message are others now."""
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]
     Shutdown: _grpc.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
@@ -82,6 +87,9 @@ class HostAsyncStub(HostStub):
     ResumeMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StopMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostStopMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StartMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    RestoreMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostRestoreMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    HibernateMachine: _aio.UnaryStreamMultiCallable[_host_pb2.HostHibernateMachineRequest, _host_pb2.HostMachineUpdate]  # type: ignore[assignment]
+    WakeMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     ConfigureMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.ConfigureMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     """Gives a machine another config, whole."""
     RemoveMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Empty]  # type: ignore[assignment]
@@ -89,6 +97,8 @@ class HostAsyncStub(HostStub):
     ListMachines: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListMachinesResponse]  # type: ignore[assignment]
     ReadConsole: _aio.UnaryStreamMultiCallable[_host_pb2.HostReadConsoleRequest, _host_pb2.HostConsoleChunk]  # type: ignore[assignment]
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListSnapshotsResponse]  # type: ignore[assignment]
+    LabelSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
+    """Its kind, tag and message are others now."""
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]  # type: ignore[assignment]
     Shutdown: _aio.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]  # type: ignore[assignment]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
@@ -175,6 +185,27 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]: ...
 
     @_abc_1.abstractmethod
+    def RestoreMachine(
+        self,
+        request: _host_pb2.HostRestoreMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]: ...
+
+    @_abc_1.abstractmethod
+    def HibernateMachine(
+        self,
+        request: _host_pb2.HostHibernateMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_host_pb2.HostMachineUpdate], _abc.AsyncIterator[_host_pb2.HostMachineUpdate]]: ...
+
+    @_abc_1.abstractmethod
+    def WakeMachine(
+        self,
+        request: _host_pb2.HostMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]: ...
+
+    @_abc_1.abstractmethod
     def ConfigureMachine(
         self,
         request: _host_pb2.ConfigureMachineRequest,
@@ -210,6 +241,14 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _common_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.HostListSnapshotsResponse, _abc.Awaitable[_host_pb2.HostListSnapshotsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def LabelSnapshot(
+        self,
+        request: _host_pb2.HostLabelSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Snapshot, _abc.Awaitable[_common_pb2.Snapshot]]:
+        """Its kind, tag and message are others now."""
 
     @_abc_1.abstractmethod
     def RemoveSnapshot(

@@ -8,6 +8,8 @@ from forkypig.v1 import common_pb2 as pb
 
 _MODES = {mode: pb.NetworkMode.Value(f"NETWORK_MODE_{mode.name}") for mode in model.NetworkMode}
 _MODES_BACK = {number: mode for mode, number in _MODES.items()}
+_RESTART = {each: pb.RestartPolicy.Value(f"RESTART_POLICY_{each.name}") for each in model.Restart}
+_RESTART_BACK = {number: each for each, number in _RESTART.items()}
 _TCP = {mode: pb.TcpMode.Value(f"TCP_MODE_{mode.name}") for mode in model.TcpMode}
 _TCP_BACK = {number: mode for mode, number in _TCP.items()}
 
@@ -22,6 +24,7 @@ def config_to_wire(config: model.MachineConfig) -> pb.MachineConfig:
         ports=[_port_to_wire(port) for port in config.ports],
         limits=_limits_to_wire(config.limits),
         no_fork=config.no_fork,
+        restart=_RESTART[config.restart],
     )
 
 
@@ -38,6 +41,7 @@ def config_from_wire(message: pb.MachineConfig) -> model.MachineConfig:
         ports=tuple(_port_from_wire(port) for port in message.ports),
         limits=_limits_from_wire(message.limits),
         no_fork=message.no_fork,
+        restart=_RESTART_BACK.get(message.restart, model.Restart.NO),
     )
 
 
@@ -51,6 +55,7 @@ def change_to_wire(change: model.ConfigChange) -> pb.ConfigChange:
         unpublish=[_port_to_wire(port) for port in change.unpublish],
         limits=_limits_to_wire(change.limits),
         no_fork=change.no_fork,
+        restart=_RESTART[change.restart] if change.restart else pb.RESTART_POLICY_UNSPECIFIED,
     )
 
 
@@ -67,6 +72,7 @@ def change_from_wire(message: pb.ConfigChange) -> model.ConfigChange:
         unpublish=tuple(_port_from_wire(port, whole=False) for port in message.unpublish),
         limits=_limits_from_wire(message.limits),
         no_fork=message.no_fork if message.HasField("no_fork") else None,
+        restart=_RESTART_BACK.get(message.restart),
     )
 
 

@@ -73,6 +73,7 @@ def snapshot_to_wire(snapshot: model.Snapshot) -> pb.Snapshot:
     return pb.Snapshot(
         id=snapshot.id,
         tag=snapshot.tag,
+        message=snapshot.message,
         kind=_KINDS[snapshot.kind],
         parent=snapshot.parent or "",
         machine=snapshot.machine or "",
@@ -84,6 +85,7 @@ def snapshot_to_wire(snapshot: model.Snapshot) -> pb.Snapshot:
         cpu_model=snapshot.cpu_model,
         pause_ms=snapshot.pause_ms,
         own_memory_bytes=snapshot.own_memory_bytes,
+        own_disk_bytes=snapshot.own_disk_bytes,
         settled=snapshot.settled,
         created_us=snapshot.created_us,
     )
@@ -93,6 +95,7 @@ def snapshot_from_wire(message: pb.Snapshot) -> model.Snapshot:
     return model.Snapshot(
         id=SnapshotId(message.id),
         tag=message.tag,
+        message=message.message,
         kind=_KINDS_BACK[message.kind],
         parent=SnapshotId(message.parent) if message.parent else None,
         machine=MachineId(message.machine) if message.machine else None,
@@ -104,6 +107,7 @@ def snapshot_from_wire(message: pb.Snapshot) -> model.Snapshot:
         cpu_model=message.cpu_model,
         pause_ms=message.pause_ms,
         own_memory_bytes=message.own_memory_bytes,
+        own_disk_bytes=message.own_disk_bytes,
         settled=message.settled,
         created_us=message.created_us,
     )

@@ -17,6 +17,7 @@ def _values(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "id": snapshot.id,
         "tag": snapshot.tag or None,
+        "message": snapshot.message,
         "kind": snapshot.kind.value,
         "parent": snapshot.parent,
         "machine": snapshot.machine,
@@ -30,6 +31,7 @@ def _values(snapshot: Snapshot) -> dict[str, Any]:
         "cpu_model": snapshot.cpu_model,
         "pause_ms": snapshot.pause_ms,
         "own_memory_bytes": snapshot.own_memory_bytes,
+        "own_disk_bytes": snapshot.own_disk_bytes,
         "settled": snapshot.settled,
         "created_us": snapshot.created_us,
     }
@@ -39,6 +41,7 @@ def _snapshot(row: Any) -> Snapshot:
     return Snapshot(
         id=SnapshotId(row.id),
         tag=row.tag or "",
+        message=row.message,
         kind=SnapshotKind(row.kind),
         parent=SnapshotId(row.parent) if row.parent else None,
         machine=MachineId(row.machine) if row.machine else None,
@@ -50,6 +53,7 @@ def _snapshot(row: Any) -> Snapshot:
         cpu_model=row.cpu_model,
         pause_ms=row.pause_ms,
         own_memory_bytes=row.own_memory_bytes,
+        own_disk_bytes=row.own_disk_bytes,
         settled=row.settled,
         created_us=row.created_us,
     )
@@ -67,6 +71,15 @@ async def by_tag(connection: AsyncConnection, tag: str) -> Snapshot | None:
     found = await connection.execute(select(table).where(table.c.tag == tag, table.c.removing.is_(False)))
     row = found.first()
     return _snapshot(row) if row else None
+
+
+async def beginning_with(connection: AsyncConnection, prefix: str) -> list[Snapshot]:
+    """Those whose id begins so, oldest first; not those that are being removed."""
+    same = table.c.id.startswith(prefix, autoescape=True)
+    rows = await connection.execute(
+        select(table).where(same, table.c.removing.is_(False)).order_by(table.c.created_us, table.c.id)
+    )
+    return [_snapshot(row) for row in rows]
 
 
 async def tag_is_taken(connection: AsyncConnection, tag: str) -> bool:

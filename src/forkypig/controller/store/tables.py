@@ -33,6 +33,7 @@ snapshots = Table(
     metadata,
     Column("id", String(14), primary_key=True),
     Column("tag", String(63), unique=True),
+    Column("message", Text, nullable=False, server_default=""),
     Column("kind", String(16), nullable=False),
     Column("parent", String(14), ForeignKey("snapshots.id"), index=True),
     Column("machine", String(14)),  # which may be gone: not a foreign key
@@ -46,6 +47,7 @@ snapshots = Table(
     Column("cpu_model", String(128), nullable=False),
     Column("pause_ms", Float, nullable=False),
     Column("own_memory_bytes", BigInteger, nullable=False),
+    Column("own_disk_bytes", BigInteger, nullable=False, server_default="0"),
     Column("settled", Boolean, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it

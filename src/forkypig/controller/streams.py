@@ -1,0 +1,32 @@
+"""Answers that are streams: progress while an operation is under way, and its result at last."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from forkypig.controller.journal import ENDING, Caller, Journal
+from forkypig.errors import NotPossibleNow
+from forkypig.model import Progress
+
+T = TypeVar("T")
+ShowProgress = Callable[[Progress], None]
+
+
+async def progressing(
+    journal: Journal, work: Callable[[ShowProgress], Coroutine[Any, Any, T]], caller: Caller
+) -> AsyncGenerator[Progress | T, None]:
+    """Runs `work` in a task of its own; a stream that is left marks `caller` as gone, and the work goes on."""
+    updates: asyncio.Queue[Progress | None] = asyncio.Queue()
+    outcome = journal.begin(work(updates.put_nowait))
+    outcome.add_done_callback(lambda _: updates.put_nowait(None))
+    try:
+        while (progress := await updates.get()) is not None:
+            yield progress
+        yield await outcome
+    except asyncio.CancelledError:
+        if outcome.cancelled():
+            raise NotPossibleNow(ENDING) from None
+        raise
+    finally:
+        if not outcome.done():
+            caller.left.set()
