@@ -20,7 +20,7 @@ from forkypig.model.ids import check_id
 
 VERSION = 1
 _MAGIC = b"FPIGMANI"
-_HEAD = struct.Struct(f"<8sHHI{KEY_ID_BYTES}sQQQI4x")
+_HEAD = struct.Struct(f"<8sHHI{KEY_ID_BYTES}sQQQII")
 
 
 def encode(manifest: Manifest, key: Key | None) -> bytes:
@@ -37,6 +37,7 @@ def encode(manifest: Manifest, key: Key | None) -> bytes:
         manifest.disk.size_bytes,
         manifest.devices.length,
         len(manifest.devices.pieces) // HASH_BYTES,
+        0,
     )
     body = b"".join((head, metadata, *parts))
     return body + coding.address(body, key.address_key if key else None)
@@ -46,8 +47,10 @@ def decode(content: bytes, key: Key | None) -> Manifest:
     """Raises Damaged, InvalidRequest for another key than the manifest's."""
     if len(content) < _HEAD.size + HASH_BYTES or content[:8] != _MAGIC:
         raise Damaged("this is not a manifest of a snapshot, or it is cut off")
-    _, version, flags, length, key_id, memory_bytes, disk_bytes, device_bytes, pieces = _HEAD.unpack_from(content)
-    if version != VERSION or flags:
+    _, version, flags, length, key_id, memory_bytes, disk_bytes, device_bytes, pieces, reserved = _HEAD.unpack_from(
+        content
+    )
+    if version != VERSION or flags or reserved:
         raise Damaged(
             f"this manifest's format is {version}.{flags}, and this Forky Pig reads {VERSION}.0: use a newer one"
         )

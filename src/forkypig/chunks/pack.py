@@ -17,7 +17,7 @@ from forkypig.chunks.pack_index import RAW, PackIndex, index_bytes
 from forkypig.errors import Damaged, InvalidRequest
 
 VERSION = 1
-_HEADER = struct.Struct(f"<8sHHI{KEY_ID_BYTES}s{SALT_BYTES}s8x")
+_HEADER = struct.Struct(f"<8sHHI{KEY_ID_BYTES}s{SALT_BYTES}sQ")
 _FOOTER = struct.Struct("<8sQQQ32s32s")
 _MAGIC, _END_MAGIC = b"FPIGPACK", b"KCAPGIPF"
 HEADER_BYTES, FOOTER_BYTES = _HEADER.size, _FOOTER.size
@@ -26,7 +26,7 @@ _TOGETHER = 1 << 20  # what is read at once at most
 
 def encode_header(key: Key | None, salt: bytes) -> bytes:
     """The first 64 bytes."""
-    return _HEADER.pack(_MAGIC, VERSION, 0, 0, key.id if key else NO_KEY_ID, salt if key else bytes(SALT_BYTES))
+    return _HEADER.pack(_MAGIC, VERSION, 0, 0, key.id if key else NO_KEY_ID, salt if key else bytes(SALT_BYTES), 0)
 
 
 def encode_footer(header: bytes, index: bytes, count: int, data_end: int, index_start: int) -> bytes:
@@ -73,10 +73,10 @@ class PackFile:
         footer = os.pread(self._fd, FOOTER_BYTES, self.size_bytes - FOOTER_BYTES)
         if len(header) != HEADER_BYTES or len(footer) != FOOTER_BYTES:
             raise Damaged("it became shorter while it was opened")
-        magic, version, flags, reserved, key_id, _salt = _HEADER.unpack(header)
+        magic, version, flags, reserved, key_id, _salt, more = _HEADER.unpack(header)
         if magic != _MAGIC:
             raise Damaged("it is not a pack")
-        if version != VERSION or flags or reserved:
+        if version != VERSION or flags or reserved or more:
             raise Damaged(f"its format is {version}.{flags}, and this Forky Pig reads {VERSION}.0: use a newer one")
         end, count, data_end, index_start, digest, own = _FOOTER.unpack(footer)
         if end != _END_MAGIC or blake3(footer[:-32]).digest() != own:
@@ -138,6 +138,19 @@ class PackFile:
         if len(bounds) == 1:
             return [data]
         return [data[one - start : two - start] for one, two in bounds]
+
+    def opened(self, positions: Sequence[int]) -> list[bytes]:
+        """The chunks as they are stored but for the encryption, their contents verified. Raises Damaged."""
+        stored = self.stored(positions)
+        for position, piece in zip(positions, stored, strict=True):
+            self._content(position, piece)
+        if self._cipher is None:
+            return stored
+        hashes = self.index.hashes
+        return [
+            self._cipher.open(position, hashes[position].tobytes(), piece)
+            for position, piece in zip(positions, stored, strict=True)
+        ]
 
     def _content(self, position: int, stored: bytes) -> bytes:
         expected = self.index.hashes[position].tobytes()

@@ -6,13 +6,13 @@ Reading takes no lock: packs appear whole, and are removed only after all they h
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from forkypig.chunks import durable, lock
+from forkypig.chunks import durable, faults, lock
 from forkypig.chunks.crypt import NO_KEY_ID, Key
 from forkypig.chunks.format import (
     HASH_BYTES,
@@ -46,6 +46,7 @@ class Store:
         self._packs: dict[int, PackFile] = {}
         self._numbers: list[int] = []
         self._hits: dict[int, int] = {}
+        self.damaged: dict[int, str] = {}  # packs that can't be opened, and why: what they hold is missing
 
     @classmethod
     def open(cls, directory: Path, key: Key | None = None) -> "Store":
@@ -73,6 +74,7 @@ class Store:
         self._numbers = sorted(number for name in names if (number := pack_number(name)) is not None)
         for number in self._packs.keys() - set(self._numbers):
             self._packs.pop(number).close()
+        self.damaged.clear()
 
     @property
     def numbers(self) -> list[int]:
@@ -93,15 +95,21 @@ class Store:
     def find(self, hashes: Hashes) -> References:
         """The reference to each hash, from an array of shape (n, 32); 0 for what is not in the store.
 
-        Packs that had most of what was asked lately are looked into first: a snapshot's pages are mostly in a few."""
+        Packs that had most of what was asked lately are looked into first: a snapshot's pages are mostly in a few. A
+        pack whose index is damaged has nothing: what else the store holds stays usable."""
         found = np.zeros(len(hashes), np.uint64)
         left = np.arange(len(hashes))
         for number in sorted(self._numbers, key=lambda number: (-self._hits.get(number, 0), -number)):
             if not len(left):
                 break
+            if number in self.damaged:
+                continue
             try:
                 positions = self.pack(number).index.find(hashes[left])
             except NotFound:  # collected since we last looked
+                continue
+            except Damaged as error:
+                self.damaged[number] = str(error)
                 continue
             here = positions != ABSENT
             hits = int(np.count_nonzero(here))
@@ -203,16 +211,16 @@ class Store:
             raise ResourceExhausted(f"the store in {self.directory} has had as many packs as it can number")
         return number
 
-    def remove_packs(self, numbers: Sequence[int], step: Callable[[str], None] = lambda _: None) -> None:
+    def remove_packs(self, numbers: Sequence[int]) -> None:
         """Removes packs for good; their numbers are never used again. The lock is held."""
         if not numbers:
             return
         path = self.directory / "next-pack"
         durable.write_whole(path, f"{self.next_number():x}\n".encode())
-        step("collect-numbered")
+        faults.reach("collect-numbered")
         for number in numbers:
             pack_path(self.directory, number).unlink(missing_ok=True)
-            step("collect-pack-removed")
+            faults.reach("collect-pack-removed")
         durable.sync_directory(self.directory / "packs")
         self.refresh()
 

@@ -1,0 +1,146 @@
+"""Reads everything and says what is damaged or missing, and which snapshots that concerns. Changes nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from forkypig.chunks import manifest_file
+from forkypig.chunks.format import Hashes, as_hashes, is_packed, keys_of
+from forkypig.chunks.manifest import Manifest
+from forkypig.chunks.pack_index import find_in
+from forkypig.chunks.section import Section, kinds
+from forkypig.chunks.store import Store
+from forkypig.errors import Damaged, NotFound
+from forkypig.model import SnapshotId
+
+_CHUNKS_TOGETHER = 256
+_REGIONS_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be."""
+
+    subject: str  # "pack 00…1" or the id of a snapshot
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a check found."""
+
+    packs: int
+    chunks: int
+    stored_bytes: int
+    snapshots: int
+    problems: tuple[Problem, ...]
+
+
+def check(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> Checked:
+    """Verifies every chunk of every pack, and that every snapshot has all that it needs. `progress` is told bytes of
+    packs, done and in all. Takes no lock: what is packed or collected meanwhile is seen or not."""
+    store.refresh()
+    return _Check(store, progress).run()
+
+
+class _Check:
+    """One check."""
+
+    def __init__(self, store: Store, progress: Callable[[int, int], None]) -> None:
+        self._store = store
+        self._progress = progress
+        self._problems: list[Problem] = []
+        self._bad: Hashes = np.empty((0, 32), np.uint8)  # of chunks whose content is damaged; sorted
+
+    def run(self) -> Checked:
+        store = self._store
+        numbers = store.numbers
+        total = sum(self._size(number) for number in numbers)
+        done = chunks = 0
+        bad: list[bytes] = []
+        for number in numbers:
+            try:
+                pack = store.pack(number)
+            except NotFound:  # collected meanwhile
+                continue
+            except Damaged as error:
+                self._problems.append(Problem(f"pack {number:016x}", str(error)))
+                continue
+            for first in range(0, len(pack), _CHUNKS_TOGETHER):
+                bad += self._damaged(number, range(first, min(first + _CHUNKS_TOGETHER, len(pack))))
+                self._progress(done + int(pack.index.offsets[first]), total)
+            done += pack.size_bytes
+            chunks += len(pack)
+            self._progress(done, total)
+        self._bad = as_hashes(sorted(bad))
+        snapshots = manifest_file.saved(store)
+        for snapshot in snapshots:
+            self._snapshot(snapshot)
+        return Checked(
+            packs=len(numbers),
+            chunks=chunks,
+            stored_bytes=done,
+            snapshots=len(snapshots),
+            problems=tuple(self._problems),
+        )
+
+    def _size(self, number: int) -> int:
+        try:
+            return self._store.pack(number).size_bytes
+        except (NotFound, Damaged):
+            return 0
+
+    def _damaged(self, number: int, positions: range) -> list[bytes]:
+        """The hashes of the damaged chunks among these."""
+        pack = self._store.pack(number)
+        try:
+            pack.read_each(positions)
+        except Damaged as error:
+            if len(positions) > 1:
+                half = len(positions) // 2
+                return self._damaged(number, positions[:half]) + self._damaged(number, positions[half:])
+            self._problems.append(Problem(f"pack {number:016x}", str(error)))
+            return [pack.index.hashes[positions[0]].tobytes()]
+        return []
+
+    def _snapshot(self, snapshot: SnapshotId) -> None:
+        try:
+            manifest = manifest_file.load(self._store, snapshot)
+        except NotFound:  # removed meanwhile
+            return
+        except Damaged as error:
+            self._problems.append(Problem(snapshot, str(error)))
+            return
+        self._about(snapshot, "pieces of its device state", manifest.devices.hashes())
+        self._section(snapshot, "memory", manifest.memory, manifest)
+        self._section(snapshot, "disk", manifest.disk, manifest)
+
+    def _section(self, snapshot: SnapshotId, name: str, section: Section, manifest: Manifest) -> None:
+        self._about(snapshot, f"blocks of its {name}", section.block_hashes())
+        entries: list[Hashes] = []
+        for first in range(0, section.regions, _REGIONS_TOGETHER):
+            for region in range(first, min(first + _REGIONS_TOGETHER, section.regions)):
+                try:
+                    entries += section.page_hashes(self._store, [region])
+                except Damaged as error:
+                    self._problems.append(
+                        Problem(snapshot, f"2 MiB of its {name} at region {region} are lost: {error}")
+                    )
+            if entries:
+                together = np.concatenate(entries)
+                zero, base = kinds(together)
+                if base.any() and manifest.base is None:
+                    self._problems.append(Problem(snapshot, f"its {name} has pages of a base image, but names none"))
+                self._about(snapshot, f"pages of its {name}", together[~zero & ~base])
+                entries.clear()
+
+    def _about(self, snapshot: SnapshotId, what: str, hashes: Hashes) -> None:
+        references = self._store.find(hashes)
+        missing = int(np.count_nonzero(~is_packed(references)))
+        if missing:
+            self._problems.append(Problem(snapshot, f"{missing} {what} are missing"))
+        order = np.arange(len(self._bad), dtype=np.uint32)
+        damaged = int(np.count_nonzero(find_in(keys_of(self._bad), order, self._bad, hashes) >= 0))
+        if damaged:
+            self._problems.append(Problem(snapshot, f"{damaged} {what} are damaged"))
