@@ -180,6 +180,7 @@ class HostNetwork:
         """Before a stopped machine starts: a slot that was damaged meanwhile is mended, or else given up."""
         if live.slot is None:
             return
+        live.slot.at_no_port()
         try:
             await live.slot.check()
         except NotPossibleNow:

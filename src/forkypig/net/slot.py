@@ -118,6 +118,10 @@ class Slot:
         self._current = found[0]
         return found[0]
 
+    def at_no_port(self) -> None:
+        """The machine's process has ended, and its tap with it: where the machine ought to be is not known."""
+        self._current = None
+
     def _port(self, name: str) -> int:
         for link in links.links(self._switching):
             if link.name == name:
