@@ -35,7 +35,8 @@ def pages(seed: int, count: int) -> npt.NDArray[np.uint8]:
 
 
 def save_snapshot(store: Store, number: int, memory: npt.NDArray[np.uint8]) -> References:
-    """Packs a snapshot with this memory; returns its references. Its disk is the base image with one page of the memory."""
+    """Packs a snapshot with this memory; returns its references. Its disk is the base image with one page of the
+    memory."""
     with store.writer() as writer:
         found = writer.add(memory)
         disk = np.full(DISK_PAGES, BASE, np.uint64)

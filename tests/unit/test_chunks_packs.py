@@ -1,4 +1,4 @@
-"""Packs: what goes in comes out, and whatever a stranger makes of the file is Damaged, never a crash or a huge allocation."""
+"""Packs: what goes in comes out, and whatever a stranger makes of one is Damaged: no crash, no huge allocation."""
 
 import struct
 import tracemalloc

@@ -91,7 +91,12 @@ class PackWriter:
         with durable.room(path):
             self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._open = True
-            self._write([self._header])
+        try:
+            with durable.room(path):
+                self._write([self._header])
+        except BaseException:
+            self.abandon()
+            raise
         faults.reach("part-made")
 
     def __len__(self) -> int:
