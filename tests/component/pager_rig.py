@@ -17,9 +17,11 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from forkypig.model import Shape
 from forkypig.model.ids import SnapshotId, new_snapshot_id
 from forkypig.pager import mount
 from forkypig.pager.client import PagerClient
+from forkypig.pager.order import Disk, PackOrder
 
 PAGE = 4096
 _MACHINE = """
@@ -148,8 +150,8 @@ class Rig:
         self.guests.append(guest)
         return guest
 
-    def file(self, snapshot: SnapshotId) -> Path:
-        return self.mountpoint / snapshot / "memory"
+    def file(self, snapshot: SnapshotId, name: str = "memory") -> Path:
+        return self.mountpoint / snapshot / name
 
     async def split(self, guest: GuestProcess, parent: SnapshotId | None, size_bytes: int) -> SnapshotId:
         """Freezes a guest as a new snapshot that stands on `parent`."""
@@ -160,20 +162,27 @@ class Rig:
         await self.client.bind(snapshot)
         return snapshot
 
-    async def settle(self, snapshot: SnapshotId) -> int:
-        """Settles; returns the bytes that were copied."""
+    async def pack(self, snapshot: SnapshotId, disk: Disk | None = None, devices: Path | None = None) -> int:
+        """Packs; returns the bytes that there were to pack."""
         last = 0
-        async for progress in self.client.settle(snapshot):
+        async for progress in self.client.pack(snapshot, order(disk, devices)):
             last = progress.done
         return last
+
+    async def reader_pid(self) -> int:
+        """The reader process of the moment."""
+        assert self.pager is not None
+        return child_of(self.pager.pid, "forkypig.pager.reader")
 
     async def state(self, snapshot: SnapshotId) -> int | None:
         status = await self.client.status()
         return next((s.state for s in status.snapshots if s.snapshot == snapshot), None)
 
-    async def content(self, snapshot: SnapshotId, offset: int = 0, length: int = -1, timeout_s: float = 20) -> bytes:
+    async def content(
+        self, snapshot: SnapshotId, offset: int = 0, length: int = -1, timeout_s: float = 20, name: str = "memory"
+    ) -> bytes:
         """Reads the snapshot's file from a process of its own: a wait can't hang the tests then."""
-        return await asyncio.to_thread(read_file, self.file(snapshot), offset, length, timeout_s)
+        return await asyncio.to_thread(read_file, self.file(snapshot, name), offset, length, timeout_s)
 
     def clean(self) -> None:
         for guest in self.guests:
@@ -182,6 +191,40 @@ class Rig:
             self.pager.kill()
             self.pager.wait(10)
         mount.detach(self.mountpoint)
+
+
+def order(disk: Disk | None = None, devices: Path | None = None) -> PackOrder:
+    """What a packing needs to know besides memory."""
+    return PackOrder(
+        devices=devices,
+        disk=disk,
+        qemu_build="test",
+        machine_type="pc-q35-7.2",
+        cpu_model="max",
+        accelerator="tcg",
+        shape=Shape(),
+        created_us=1,
+    )
+
+
+def child_of(pid: int, module: str) -> int:
+    """The child process of `pid` that runs a module; 0 when there is none."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                command = stat.with_name("cmdline").read_text()
+                if module in command:
+                    return int(stat.parent.name)
+    return 0
+
+
+def drop_cache(path: Path) -> None:
+    """Takes a file out of the page cache."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
 
 
 def read_file(path: Path, offset: int = 0, length: int = -1, timeout_s: float = 20) -> bytes:

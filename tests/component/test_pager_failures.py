@@ -14,7 +14,7 @@ from tests.component.pager_rig import PAGE, Rig, running_pager
 
 pytestmark = pytest.mark.skipif("os.geteuid() != 0", reason="FUSE with allow_other needs root")
 SIZE = 4 * 2**20
-FROZEN, SETTLED = pager_pb2.PagerSnapshot.STATE_FROZEN, pager_pb2.PagerSnapshot.STATE_SETTLED
+FROZEN, PACKED = pager_pb2.PagerSnapshot.STATE_FROZEN, pager_pb2.PagerSnapshot.STATE_PACKED
 
 
 async def _reserved(rig: Rig) -> SnapshotId:
@@ -81,7 +81,7 @@ async def test_a_frozen_process_that_dies_costs_its_snapshot_only() -> None:
         with pytest.raises(OSError, match="Input/output"):
             await rig.content(child)
         with pytest.raises(NotPossibleNow, match="has ended"):
-            await rig.settle(child)
+            await rig.pack(child)
         assert (await rig.content(root, 0, 4)) == b"root"
         assert "snapshot lost" in rig.log()
         await rig.client.forget(child)
@@ -94,26 +94,26 @@ async def test_a_memfd_outlives_its_process() -> None:
         root = await rig.split(guest, None, SIZE)
         guest.end()
         assert await rig.content(root, SIZE - 5, 5) == b"still"
-        assert await rig.settle(root) == PAGE
+        assert await rig.pack(root) == PAGE
         assert await rig.content(root, SIZE - 5, 5) == b"still"
 
 
 async def test_a_full_disk_leaves_the_snapshot_in_its_process() -> None:
     async with running_pager() as rig:
-        layers = rig.home / "layers"
+        layers = rig.home / "store" / "packs"
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(layers)], check=True)
         try:
             guest = await asyncio.to_thread(rig.guest, None, SIZE)
             await asyncio.to_thread(guest.dirty, 0, 3 * 2**20)
             root = await rig.split(guest, None, SIZE)
             with pytest.raises(ResourceExhausted, match="free some"):
-                await rig.settle(root)
+                await rig.pack(root)
             assert list(layers.iterdir()) == []
             assert await rig.state(root) == FROZEN
             assert len(set(await rig.content(root))) == 256
             subprocess.run(["mount", "-o", "remount,size=8m", str(layers)], check=True)
-            assert await rig.settle(root) == 3 * 2**20
-            assert await rig.state(root) == SETTLED
+            assert await rig.pack(root) == 3 * 2**20
+            assert await rig.state(root) == PACKED
         finally:
             subprocess.run(["umount", "-l", str(layers)], check=True)
 
@@ -125,9 +125,9 @@ async def test_a_frozen_process_that_others_need_is_not_forgotten() -> None:
         root = await rig.split(guest, None, SIZE)
         other = await asyncio.to_thread(rig.guest, root, SIZE)
         child = await rig.split(other, root, SIZE)
-        with pytest.raises(NotPossibleNow, match="settle it first"):
+        with pytest.raises(NotPossibleNow, match="pack it first"):
             await rig.client.forget(root)
-        await rig.settle(child)
+        await rig.pack(child)
         await rig.client.forget(root)
         assert (await rig.content(child, 0, 4)) == b"root"
 
@@ -148,7 +148,7 @@ async def test_what_is_asked_wrongly_is_told() -> None:
         with pytest.raises(NotPossibleNow, match="maps no"):
             await rig.client.reserve(new_snapshot_id(), SIZE, None, guest.pid, 4096)
         with pytest.raises(NotPossibleNow, match="not frozen yet"):
-            await rig.settle(snapshot)
+            await rig.pack(snapshot)
         with pytest.raises(NotFound):
             await rig.client.bind(new_snapshot_id())
         guest.end()

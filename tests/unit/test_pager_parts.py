@@ -1,13 +1,13 @@
-"""Small decisions of the pager: which mapping holds guest memory, what a load touched, what the copier writes."""
+"""Small decisions of the pager: which mapping holds guest memory, what a load touched, what a disk's layers show."""
 
-import os
-from pathlib import Path
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkypig.pager import copier
+from forkypig.pager.disk_stack import flattened, page_ranges
 from forkypig.pager.frozen import find_mapping
+from forkypig.pager.order import Extent
 from forkypig.pager.prefetch import Recording, split
 
 MAPS = """\
@@ -76,21 +76,44 @@ def test_what_comes_long_after_the_first_read_is_the_guests() -> None:
     assert not recording.on
 
 
+@st.composite
+def stacks(draw: st.DrawFn) -> list[list[Extent]]:
+    """Layers of disjoint extents in ascending order, as qemu-img maps them."""
+    layers = []
+    for _ in range(draw(st.integers(1, 3))):
+        cuts = sorted(draw(st.sets(st.integers(0, 40), max_size=8)))
+        extents = []
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            if draw(st.booleans()):
+                offset = None if draw(st.booleans()) else 1000 * number + 7
+                extents.append(Extent(start * 1024, (end - start) * 1024, offset))
+        layers.append(extents)
+    return layers
+
+
 @settings(deadline=None)  # time on a busy host says nothing
-@given(st.lists(st.sampled_from([bytes(4096), b"\1" * 4096, bytes(4095) + b"\2"]), min_size=1, max_size=20))
-def test_the_copier_writes_all_and_leaves_zero_pages_as_holes(pages: list[bytes]) -> None:
-    data = b"".join(pages)
-    target = os.memfd_create("layer")
-    try:
-        os.ftruncate(target, len(data) + 4096)
-        copier.write_without_zeros(target, data, 4096)
-        assert os.pread(target, len(data), 4096) == data
-        written = os.fstat(target).st_blocks * 512
-        assert written == 4096 * sum(any(page) for page in pages)
-    finally:
-        os.close(target)
-
-
-def test_the_copier_is_a_program_of_the_standard_library() -> None:
-    """It is started by its path, isolated: an import of ours would fail there."""
-    assert "forkypig" not in Path(copier.__file__).read_text()
+@given(stacks(), st.integers(1, 5))
+def test_a_stack_of_layers_seen_from_above_is_what_bytes_say(layers: list[list[Extent]], most_pages: int) -> None:
+    size = 36 * 1024
+    expected: dict[int, tuple[int, int | None]] = {}
+    for number, extents in reversed(list(enumerate(layers))):
+        for start, length, offset in extents:
+            for at in range(start, min(start + length, size), 512):
+                expected[at] = number, None if offset is None else offset + at - start
+    found = {}
+    end = 0
+    for part in page_ranges(flattened(layers, size), most_pages):
+        assert part.first * 4096 >= end
+        assert part.pages <= most_pages
+        end = (part.first + part.pages) * 4096
+        covered = 0
+        for piece in part.pieces:
+            assert part.first * 4096 <= piece.start < piece.end <= end
+            covered += piece.end - piece.start
+            for at in range(piece.start, piece.end, 512):
+                assert at not in found
+                offset = None if piece.file_offset is None else piece.file_offset + at - piece.start
+                found[at] = piece.layer, offset
+        assert part.is_covered == (covered == part.pages * 4096)
+        assert covered > 0
+    assert found == expected

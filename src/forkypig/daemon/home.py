@@ -49,9 +49,9 @@ class HomePaths:
         return self.home / "memory"
 
     @property
-    def layers(self) -> Path:
-        """The pager's files with the memory of settled snapshots."""
-        return self.home / "layers"
+    def store(self) -> Path:
+        """The chunk store with all packed snapshots."""
+        return self.home / "store"
 
     @property
     def network_state(self) -> Path:

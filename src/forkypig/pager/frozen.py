@@ -17,8 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
+from forkypig.chunks.format import PAGE_BYTES
 from forkypig.errors import NotPossibleNow
-from forkypig.pager.index import PAGE_BYTES, Mask
+from forkypig.pager.index import Mask
 
 
 class FrozenMemory(Protocol):
@@ -29,8 +30,8 @@ class FrozenMemory(Protocol):
     outlives_process: bool  # what was opened holds the pages, even when the process has ended
 
     def own_pages(self, first: int, count: int) -> Mask: ...
-    def read(self, offset: int, length: int, *, wait: bool) -> bytes: ...
-    def read_into(self, view: memoryview, offset: int, *, wait: bool) -> None: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def read_into(self, view: memoryview, offset: int) -> None: ...
     def file(self) -> tuple[int, int]:
         """A descriptor to pread from, and where in it guest memory begins."""
 
@@ -64,13 +65,13 @@ class PrivateMemory:
         private: Mask = ((flags & np.uint64(1)) == 0) & (flags != 0)
         return private
 
-    def read(self, offset: int, length: int, *, wait: bool) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._mem, length, self._address + offset)
         if len(data) != length:
             raise _lost()
         return data
 
-    def read_into(self, view: memoryview, offset: int, *, wait: bool) -> None:
+    def read_into(self, view: memoryview, offset: int) -> None:
         if os.preadv(self._mem, [view], self._address + offset) != len(view):
             raise _lost()
 
@@ -109,13 +110,13 @@ class SharedMemory:
             own[(data - begin) // PAGE_BYTES : -(-(min(position, end) - begin) // PAGE_BYTES)] = True
         return own
 
-    def read(self, offset: int, length: int, *, wait: bool) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._memfd, length, self._base + offset)
         if len(data) != length:
             raise OSError(errno.EIO, "guest memory is shorter than it was")
         return data
 
-    def read_into(self, view: memoryview, offset: int, *, wait: bool) -> None:
+    def read_into(self, view: memoryview, offset: int) -> None:
         if os.preadv(self._memfd, [view], self._base + offset) != len(view):
             raise OSError(errno.EIO, "guest memory is shorter than it was")
 

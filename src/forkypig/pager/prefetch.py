@@ -4,7 +4,8 @@ Loading device state reads a few dozen guest pages (rings, tables), each a round
 pause; then the guest runs on, and stands still for every page of its working set. Both are nearly the same in every
 generation. So the reads from Bind until shortly after EndOfLoad are recorded, and a snapshot that is made of a
 descendant has these pages stored by FUSE_NOTIFY_STORE: the first ones as soon as it is bound, the others when its
-load is over, so that they don't keep the load waiting.
+load is over, so that they don't keep the load waiting. What a start from a packed snapshot touched is kept on disk, and
+pushed when the next one begins with a cold cache.
 
 notify_store waits for the lock of a page that a pending read holds, and only the event loop can answer that read: so it
 is never called there, but on a thread of its own (pyfuse3 releases the GIL in it). An answer needs nothing of that
@@ -12,12 +13,12 @@ thread, so the two can't wait for each other.
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import pyfuse3
 
-from forkypig.pager.index import PAGE_BYTES, PageRun
+from forkypig.chunks.format import PAGE_BYTES
+from forkypig.pager.index import PageRun
 
 # Reads that come later than this after the first one are no start of anything.
 _LONGEST_S = 1.0
@@ -94,16 +95,12 @@ def split(runs: Iterable[PageRun], turn: int) -> tuple[tuple[PageRun, ...], tupl
     return tuple(at_once), tuple(later)
 
 
-def push(inode: int, runs: Iterable[PageRun], content: Callable[[int, int], bytes]) -> tuple[int, float]:
-    """Stores `runs` of a file in the kernel's page cache; returns how many bytes, and the time in ms.
-
-    For a thread of its own. `content(offset, length)` reads. What fails is left out: the page is then read as usual.
-    """
-    began = time.perf_counter()
+def store(inode: int, parts: Iterable[tuple[int, bytes | bytearray]]) -> int:
+    """Stores parts of a file (offset, content) in the kernel's page cache; returns how many bytes. For a thread of its
+    own. What fails is left out: the page is then read as usual."""
     stored = 0
-    for first, count in runs:
-        # OSError: nobody has opened the file yet (ENOENT), or the content can't be read.
-        with contextlib.suppress(OSError):
-            pyfuse3.notify_store(inode, first * PAGE_BYTES, content(first * PAGE_BYTES, count * PAGE_BYTES))
-            stored += count * PAGE_BYTES
-    return stored, (time.perf_counter() - began) * 1000
+    for offset, data in parts:
+        with contextlib.suppress(OSError):  # ENOENT: nobody has opened the file yet
+            pyfuse3.notify_store(inode, offset, data)  # type: ignore[arg-type]  # any buffer will do
+            stored += len(data)
+    return stored

@@ -1,5 +1,6 @@
-"""forkypig.v1.Pager: the store, for hostd."""
+"""forkypig.v1.Pager: the catalogue, for hostd."""
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -8,11 +9,16 @@ from typing import Any, TypeVar
 import grpc
 
 from forkypig.daemon.server import daemon_message
-from forkypig.errors import NotPossibleNow
+from forkypig.model import SnapshotId
+from forkypig.pager import cache
+from forkypig.pager.catalogue import Catalogue
+from forkypig.pager.order import BaseImage, Disk, DiskLayer, Extent, PackOrder
+from forkypig.pager.reader_link import ReaderLink
+from forkypig.pager.served import FileKind
 from forkypig.pager.snapshot import Snapshot, State
-from forkypig.pager.store import Store
 from forkypig.v1 import common_pb2, pager_pb2, pager_pb2_grpc
 from forkypig.wire import status
+from forkypig.wire.convert import shape_from_wire
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = TypeVar("_Request")
@@ -21,7 +27,7 @@ _Answer = TypeVar("_Answer")
 _STATES = {
     State.RESERVED: pager_pb2.PagerSnapshot.STATE_RESERVED,
     State.FROZEN: pager_pb2.PagerSnapshot.STATE_FROZEN,
-    State.SETTLED: pager_pb2.PagerSnapshot.STATE_SETTLED,
+    State.PACKED: pager_pb2.PagerSnapshot.STATE_PACKED,
 }
 
 
@@ -43,56 +49,67 @@ def _answers(
 class PagerServicer(pager_pb2_grpc.PagerServicer):
     """See pager.proto."""
 
-    def __init__(self, store: Store, mountpoint: Path, started_us: int) -> None:
-        self._store, self._mountpoint, self._started_us = store, mountpoint, started_us
+    def __init__(self, catalogue: Catalogue, reader: ReaderLink, mountpoint: Path, started_us: int) -> None:
+        self._catalogue, self._reader = catalogue, reader
+        self._mountpoint, self._started_us = mountpoint, started_us
 
     @_answers
     async def GetPagerStatus(self, request: common_pb2.Empty, context: _Context) -> pager_pb2.PagerStatus:
+        snapshots = list(self._catalogue.snapshots.values())
+        files = [self._mountpoint / file.snapshot / file.kind.value for s in snapshots for file in s.files.values()]
+        cached = await asyncio.to_thread(lambda: sum(map(cache.cached_bytes, files)))
+        try:
+            stored_bytes, chunks = await self._reader.size()
+        except OSError:  # a damaged pack: `forky fsck` tells more, and the rest is worth knowing
+            stored_bytes = chunks = 0
         return pager_pb2.PagerStatus(
             pager=daemon_message(self._started_us),
             mountpoint=str(self._mountpoint),
-            snapshots=[_message(snapshot) for snapshot in self._store.snapshots.values()],
+            snapshots=[_message(snapshot) for snapshot in snapshots],
+            cached_bytes=cached,
+            stored_bytes=stored_bytes,
+            chunks=chunks,
         )
 
     @_answers
     async def Reserve(self, request: pager_pb2.ReserveRequest, context: _Context) -> pager_pb2.ReserveResponse:
-        path = await self._store.reserve(
+        path = await self._catalogue.reserve(
             request.snapshot, request.size_bytes, request.parent, request.pid, request.address
         )
         return pager_pb2.ReserveResponse(path=str(path))
 
     @_answers
     async def Bind(self, request: pager_pb2.BindRequest, context: _Context) -> common_pb2.Empty:
-        self._store.bind(request.snapshot)
+        self._catalogue.bind(request.snapshot)
         return common_pb2.Empty()
 
     @_answers
     async def EndOfLoad(self, request: pager_pb2.SnapshotMemoryRequest, context: _Context) -> common_pb2.Empty:
-        self._store.end_of_load(request.snapshot)
+        self._catalogue.end_of_load(request.snapshot)
         return common_pb2.Empty()
+
+    async def Pack(self, request: pager_pb2.PackRequest, context: _Context) -> AsyncIterator[common_pb2.Progress]:
+        try:
+            packing = await self._catalogue.pack(request.snapshot, _order(request))
+            async for done, total in packing.follow():
+                yield common_pb2.Progress(step="packing", done=done, total=total)
+        except Exception as error:  # the edge of an RPC
+            await status.abort(context, error)
 
     async def Settle(
         self, request: pager_pb2.SnapshotMemoryRequest, context: _Context
     ) -> AsyncIterator[common_pb2.Progress]:
-        try:
-            settling = await self._store.settle(request.snapshot)
-            async for done, total in settling.follow():
-                yield common_pb2.Progress(step="writing memory", done=done, total=total)
-        except Exception as error:  # the edge of an RPC
-            await status.abort(context, error)
-
-    async def Pack(self, request: pager_pb2.PackRequest, context: _Context) -> AsyncIterator[common_pb2.Progress]:
-        await status.abort(context, NotPossibleNow("this pager can't pack yet"))
-        yield common_pb2.Progress()
+        async for progress in self.Pack(pager_pb2.PackRequest(snapshot=request.snapshot), context):
+            yield progress
 
     @_answers
     async def Open(self, request: pager_pb2.OpenRequest, context: _Context) -> common_pb2.Empty:
-        self._store.open(request.snapshot, request.size_bytes, request.parent)
+        self._catalogue.open(request.snapshot, request.size_bytes, request.parent, request.base)
         return common_pb2.Empty()
 
     @_answers
     async def Forget(self, request: pager_pb2.SnapshotMemoryRequest, context: _Context) -> common_pb2.Empty:
-        await self._store.forget(request.snapshot)
+        await self._catalogue.forget(request.snapshot)
         return common_pb2.Empty()
 
 
@@ -103,7 +120,42 @@ def _message(snapshot: Snapshot) -> pager_pb2.PagerSnapshot:
         size_bytes=snapshot.size_bytes,
         parent=snapshot.parent_id,
         state=_STATES.get(snapshot.state, pager_pb2.PagerSnapshot.STATE_UNSPECIFIED),
-        reads=snapshot.reads,
-        read_bytes=snapshot.read_bytes,
+        reads=snapshot.memory.reads,
+        read_bytes=snapshot.memory.read_bytes,
         own_bytes=snapshot.own_bytes,
+        disk_bytes=_size(snapshot, FileKind.DISK),
+        devices_bytes=_size(snapshot, FileKind.DEVICES),
     )
+
+
+def _size(snapshot: Snapshot, kind: FileKind) -> int:
+    file = snapshot.files.get(kind)
+    return file.size_bytes if file is not None else 0
+
+
+def _order(request: pager_pb2.PackRequest) -> PackOrder:
+    return PackOrder(
+        devices=Path(request.devices) if request.devices else None,
+        disk=_disk(request.disk) if request.HasField("disk") else None,
+        qemu_build=request.qemu_build,
+        machine_type=request.machine_type,
+        cpu_model=request.cpu_model,
+        accelerator=request.accelerator,
+        shape=shape_from_wire(request.shape),
+        created_us=request.created_us,
+    )
+
+
+def _disk(message: pager_pb2.PackDisk) -> Disk:
+    layers = [
+        DiskLayer(
+            Path(layer.path),
+            [
+                Extent(extent.guest_offset, extent.length, None if extent.zero else extent.file_offset)
+                for extent in layer.extents
+            ],
+        )
+        for layer in message.layers
+    ]
+    base = BaseImage(message.base.id, Path(message.base.path), message.base.sha256)
+    return Disk(size_bytes=message.size_bytes, layers=layers, below=SnapshotId(message.below) or None, base=base)

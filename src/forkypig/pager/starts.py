@@ -1,0 +1,112 @@
+"""Starts of machines from snapshots: what they touch is recorded, and pushed ahead of the next one (prefetch.py)."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from forkypig.chunks.format import PAGE_BYTES
+from forkypig.pager import cache, prefetch
+from forkypig.pager.content import Content
+from forkypig.pager.index import PageRun
+from forkypig.pager.shelf import Shelf
+from forkypig.pager.snapshot import Snapshot, State
+
+log = structlog.get_logger()
+
+# The guest's first moments after a load, in which it stands still for each page that it needs.
+_START_S = 0.4
+_PAGES_A_STEP = 256  # 1 MiB goes to the kernel at a time
+
+
+class Starts:
+    """Recordings and pushes. Everything here runs on the event loop, but for the storing."""
+
+    def __init__(self, content: Content, shelf: Shelf, mount: Path) -> None:
+        self._content, self._shelf, self._mount = content, shelf, mount
+        self._pusher = ThreadPoolExecutor(1, "push")
+        self._pusher.submit(int)  # starts the thread: hostd raises the priority of those that are there at a split
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = itertools.count()
+        self._last_touched: dict[int, tuple[PageRun, ...]] = {}  # by size: for snapshots without a parent
+
+    def bound(self, snapshot: Snapshot) -> None:
+        """It is frozen, and its machine's successor is about to load it. Inside the machine's pause."""
+        last = self._last_touched.get(snapshot.size_bytes, ())
+        ahead = snapshot.parent.recording.runs if snapshot.parent else last
+        at_once, snapshot.push_later = prefetch.split(ahead, next(self._turns))
+        snapshot.recording.start(at_once)
+        if at_once:
+            self._spawn(self._push(snapshot, at_once))
+
+    def begins(self, snapshot: Snapshot) -> None:
+        """A process has opened a packed snapshot's memory, and nobody had it open."""
+        self._spawn(self._begin(snapshot))
+
+    def end_of_load(self, snapshot: Snapshot) -> None:
+        """The load is over, and the machine runs."""
+        later, snapshot.push_later = snapshot.push_later, ()
+        if snapshot.state is State.FROZEN and later:
+            snapshot.recording.expect(later)
+            self._spawn(self._push(snapshot, later))
+        if snapshot.recording.on:
+            self._spawn(self._end(snapshot))
+
+    async def close(self) -> None:
+        """Ends what goes on."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._pusher.shutdown(wait=False, cancel_futures=True)
+
+    async def _begin(self, snapshot: Snapshot) -> None:
+        runs = snapshot.recording.runs
+        expected = sum(count for _, count in runs) * PAGE_BYTES
+        file = self._mount / snapshot.id / snapshot.memory.kind.value
+        if not runs or snapshot.recording.on or await asyncio.to_thread(cache.cached_bytes, file) >= expected // 2:
+            return
+        at_once, later = prefetch.split(runs, next(self._turns))
+        snapshot.recording.start(at_once + later)
+        await self._push(snapshot, at_once + later)
+
+    async def _end(self, snapshot: Snapshot) -> None:
+        await asyncio.sleep(_START_S)
+        snapshot.recording.stop()
+        runs = self._last_touched[snapshot.size_bytes] = snapshot.recording.runs
+        log.info("started", snapshot=snapshot.id, touched_pages=sum(count for _, count in runs))
+        if snapshot.state is State.PACKED:
+            await asyncio.to_thread(self._shelf.save_touched, snapshot.id, runs)
+
+    async def _push(self, snapshot: Snapshot, ahead: Sequence[PageRun]) -> None:
+        began = time.perf_counter()
+        stored = pages = 0
+        parts: list[tuple[int, bytes | bytearray]] = []
+        for position, (first, count) in enumerate(ahead, 1):
+            offset = first * PAGE_BYTES
+            try:
+                parts.append((offset, await self._content.read(snapshot.memory, offset, count * PAGE_BYTES)))
+            except OSError as error:  # it is read as usual then, and fails there
+                log.warning("not pushed", snapshot=snapshot.id, offset=offset, error=str(error))
+            pages += count
+            if pages >= _PAGES_A_STEP or position == len(ahead):
+                loop = asyncio.get_running_loop()
+                stored += await loop.run_in_executor(self._pusher, prefetch.store, snapshot.memory.inode, parts)
+                parts, pages = [], 0
+        took_ms = (time.perf_counter() - began) * 1000
+        log.debug("pushed", snapshot=snapshot.id, kib=stored >> 10, ms=round(took_ms, 2))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background task failed", exc_info=error)
