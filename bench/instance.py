@@ -80,7 +80,7 @@ async def instance(*, settle_after_s: float = NEVER_S) -> AsyncIterator[Instance
     images.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix="forky-bench-"))
     (home / "images").symlink_to(images)
-    os.environ["FORKY_SETTLE_AFTER_S"] = str(settle_after_s)  # read by the daemons that we start
+    os.environ["FORKY_PACK_AFTER_S"] = str(settle_after_s)  # read by the daemons that we start
     forky = Forky(home)
     try:
         await forky.connect()

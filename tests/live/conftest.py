@@ -31,7 +31,7 @@ class Instance:
         self.netns = f"fpt-{self.name}"
         ip("netns", "add", self.netns)
         ip("-n", self.netns, "link", "set", "lo", "up")
-        self.environment = {**os.environ, "FORKY_HOME": str(home), "FORKY_SETTLE_AFTER_S": "3600", **settings}
+        self.environment = {**os.environ, "FORKY_HOME": str(home), "FORKY_PACK_AFTER_S": "3600", **settings}
 
     def inside(self, *argv: str) -> list[str]:
         """The command, in the namespace that stands for the host's. Not `ip netns exec`, which hides the cgroups."""

@@ -25,5 +25,5 @@ class Settings(HomePaths, BaseSettings):
     mtu: int = 1500
     nameservers: str = ""  # of outside names, a,b,…; "": those of /etc/resolv.conf
     shells: int = 1  # kept ready per template and shape
-    settle_after_s: float = 20.0  # a snapshot's memory goes to its file this long after its fork
+    pack_after_s: float = 20.0  # a fork's snapshot is packed this long after it; one that is kept, at once
     log_level: str = "info"

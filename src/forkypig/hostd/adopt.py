@@ -5,10 +5,9 @@ removed, a split in the middle is finished when its successor has run and undone
 """
 
 import asyncio
-import contextlib
 import signal
+from collections.abc import Container
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,14 +15,14 @@ import structlog
 from forkypig.errors import ForkyError
 from forkypig.hostd import hibernation
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.packing import pack_later, packed, users
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
 from forkypig.hostd.restore import come_back, last_durable
-from forkypig.hostd.settle import settle_later
 from forkypig.model import MachineState, Restart, SnapshotId
 from forkypig.qemu import priority, split
 from forkypig.qemu import process as processes
-from forkypig.qemu.disks import chain as disk_chain
 from forkypig.qemu.process import Process, last_words
+from forkypig.v1.pager_pb2 import PagerSnapshot
 
 if TYPE_CHECKING:
     from forkypig.hostd.host import Host
@@ -39,14 +38,15 @@ async def adopt(host: "Host") -> None:
     for record in snapshots.values():
         if record.phase is SnapshotPhase.SPLITTING:
             machines = await _finish_split(host, record, machines, running)
-        elif not (host.settings.snapshots / f"{record.snapshot.id}.devices").exists():
-            host.drop_snapshot_record(record.snapshot.id)
         else:
             host.snapshots[record.snapshot.id] = record
+    in_store = await _in_store(host)
     for record in _parents_first(host.snapshots):
-        await _adopt_snapshot(host, record, running)
+        await _adopt_snapshot(host, record, running, in_store)
     for machine in machines:
         await _adopt_machine(host, machine, running)
+    _drop_lost(host)
+    host.folding.soon()
     coming_back = [(live, last_durable(host, live)) for live in host.machines.values() if _is_to_come_back(live)]
     await _end_strangers(host, running)
     await host.network.sweep(host.machines.values())
@@ -142,27 +142,47 @@ def _parents_first(snapshots: dict[SnapshotId, SnapshotRecord]) -> list[Snapshot
     return list(ordered.values())
 
 
-async def _adopt_snapshot(host: "Host", record: SnapshotRecord, running: dict[str, int]) -> None:
+async def _in_store(host: "Host") -> set[str]:
+    """The snapshots that the pager has packed, whether hostd heard of it or not."""
+    try:
+        snapshots = (await host.pager.status()).snapshots
+    except ForkyError as error:
+        log.error("the pager does not answer", error=str(error))
+        return set()
+    return {each.snapshot for each in snapshots if each.state == PagerSnapshot.STATE_PACKED}
+
+
+def _drop_lost(host: "Host") -> None:
+    """Lost snapshots that nothing stands on, the youngest first: each may have been the last to need another."""
+    for record in sorted(host.snapshots.values(), key=lambda r: r.snapshot.created_us, reverse=True):
+        if record.phase is SnapshotPhase.LOST and not users(host, record.snapshot.id):
+            host.drop_snapshot_record(record.snapshot.id)
+
+
+async def _adopt_snapshot(
+    host: "Host", record: SnapshotRecord, running: dict[str, int], in_store: Container[str]
+) -> None:
     snapshot = record.snapshot.id
     size_bytes = record.snapshot.shape.memory_mib << 20
     try:
-        if record.phase is SnapshotPhase.SETTLED:
-            await host.pager.open(snapshot, size_bytes, record.memory)
+        if record.is_durable or snapshot in in_store:
+            base = host.chains.image_disk(record.snapshot.image)
+            await host.pager.open(snapshot, size_bytes, record.memory, base)
             await _kill(host, record.process_id, running)
-            host.maker.parts(record.process_id).discard_process()
+            if not record.is_durable:
+                await packed(host, snapshot)
             return
         pid = running.get(record.process_id)
-        if pid is None or not processes.is_frozen(pid):
-            log.error("snapshot lost: its frozen process is gone", snapshot=snapshot)
+        if record.phase is SnapshotPhase.LOST or pid is None or not processes.is_frozen(pid):
             await host.forget_memory(snapshot)
-            host.drop_snapshot_record(snapshot)
+            host.lose(snapshot)
             return
         # The pager usually knows it still; after the pager's own death this tells it again.
         await host.pager.reserve(snapshot, size_bytes, record.memory, pid, record.address)
         await host.pager.bind(snapshot)
         directory = host.settings.home / "qemu" / record.process_id
         host.keep_frozen(record, await Process.adopt(directory, record.process_id, pid, connect=False))
-        settle_later(host, snapshot)
+        pack_later(host, snapshot)
     except ForkyError as error:
         log.error("snapshot can't be served", snapshot=snapshot, error=str(error))
 
@@ -254,20 +274,10 @@ async def _end_strangers(host: "Host", running: dict[str, int]) -> None:
         if process_id not in named:
             log.info("process without a record ended", process=process_id)
             await _kill(host, process_id, running)
-    tops = {live.record.disk for live in host.machines.values()} | {r.disk for r in host.snapshots.values()}
-    disks = await asyncio.to_thread(_with_what_is_below, tops)
+    disks = {live.record.disk for live in host.machines.values()} | {r.disk for r in host.snapshots.values()}
     consoles = {live.record.console.name for live in host.machines.values()}
     consoles |= {f"{record.process_id}.log" for record in host.snapshots.values()}
     await asyncio.to_thread(_remove_leftovers, host, named, {disk.name for disk in disks}, consoles)
-
-
-def _with_what_is_below(tops: set[Path]) -> set[Path]:
-    """Disks and what they stand on, also where the snapshot that it belonged to is lost: a machine boots from them."""
-    found = set(tops)
-    for top in tops:
-        with contextlib.suppress(OSError):
-            found |= {path for path, _ in disk_chain(top)}
-    return found
 
 
 def _remove_leftovers(host: "Host", named: set[str], disks: set[str], consoles: set[str]) -> None:

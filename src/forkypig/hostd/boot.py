@@ -13,8 +13,8 @@ from forkypig.daemon.server import now_us
 from forkypig.errors import InvalidRequest, MachineFailed
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.packing import pack_later
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
-from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Parts, Shell
 from forkypig.images.store import ImageFiles
 from forkypig.model import (
@@ -29,7 +29,7 @@ from forkypig.model import (
     SnapshotKind,
 )
 from forkypig.net.slot import Slot
-from forkypig.qemu import memory, split
+from forkypig.qemu import cpu, memory, split
 from forkypig.qemu.command import DirectBoot, Hardware
 from forkypig.qemu.process import last_words
 
@@ -213,7 +213,7 @@ async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, s
     host.keep_frozen(record, process)
     await host.network.release(shell.slot)
     host.spawn(process.session.close(), f"close-{process.id}")
-    settle_later(host, snapshot_id)
+    pack_later(host, snapshot_id)
     return record.snapshot
 
 
@@ -239,6 +239,7 @@ def _template_record(
         disk=parts.disk,
         devices=host.devices_path(snapshot_id),
         memory=None,
+        cpu=cpu.features(hardware.cpu_model),
     )
 
 

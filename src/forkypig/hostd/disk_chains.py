@@ -57,6 +57,10 @@ class DiskChains:
         """The pager's file with the device state of a packed snapshot."""
         return self._home.memory / snapshot / "devices"
 
+    def image_disk(self, image: ImageId) -> Path:
+        """The disk of an image. Raises NotFound, InvalidRequest."""
+        return self._files(image).disk
+
     @contextlib.contextmanager
     def opening(self, chain: Chain) -> Iterator[None]:
         """While a process opens these files they are not removed."""

@@ -29,11 +29,11 @@ from forkypig.errors import ForkyError
 from forkypig.hostd import children, faults
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.packing import pack_later
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
-from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Shell
 from forkypig.model import ForkOptions, ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
-from forkypig.qemu import disks, memory, priority, split
+from forkypig.qemu import cpu, disks, memory, priority, split
 from forkypig.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def fork_machine(
         for child in born:
             await host.discard_machine(child)
         raise
-    settle_later(host, record.snapshot.id)
+    pack_later(host, record.snapshot.id)
     return ForkResult(
         snapshot=host.snapshots[record.snapshot.id].snapshot, parent=live.id, pause_ms=pause_ms, children=made
     )
@@ -87,7 +87,7 @@ async def split_machine(
     """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if paused)."""
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
-    async with contextlib.AsyncExitStack() as undo:
+    async with old.disks_lock, contextlib.AsyncExitStack() as undo:
         record, successor = await _prepare(host, live, old, new, was_running, undo)
         if quiesce:
             undo.push_async_callback(_thaw, live)
@@ -263,6 +263,7 @@ def snapshot_record(
         memory=live.record.memory,
         successor=successor,
         was_running=was_running,
+        cpu=cpu.features(hardware.cpu_model),
     )
 
 

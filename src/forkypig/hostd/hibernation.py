@@ -15,8 +15,8 @@ import structlog
 from forkypig.hostd import faults, fork
 from forkypig.hostd.fork import NewSnapshot
 from forkypig.hostd.machine import LiveMachine
-from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
-from forkypig.hostd.settle import settle
+from forkypig.hostd.packing import pack
+from forkypig.hostd.records import SnapshotRecord
 from forkypig.model import Machine, MachineState, Progress, SnapshotId, SnapshotKind
 from forkypig.qemu import disks, memory, split
 from forkypig.qemu.process import Process
@@ -38,9 +38,10 @@ async def hibernate_machine(
             async with contextlib.AsyncExitStack() as undo:
                 record = await _prepare(host, live, snapshot, undo)
                 old = live.running_process()
-                await _freeze(host, old, record, undo)
+                async with old.disks_lock:
+                    await _freeze(host, old, record, undo)
                 faults.reach("hibernate-pack")
-                async for progress in settle(host, snapshot):
+                async for progress in pack(host, snapshot):
                     show(progress)
                 undo.pop_all()
             faults.reach("hibernate-record")
@@ -94,7 +95,7 @@ def is_asleep(live: LiveMachine, record: SnapshotRecord) -> bool:
     """Whether this is the snapshot into which the machine went when hostd died, without a word of it in its record."""
     return (
         record.snapshot.kind is SnapshotKind.HIBERNATION
-        and record.phase is SnapshotPhase.SETTLED
+        and record.is_durable
         and record.snapshot.machine == live.id
         and record.process_id == live.record.process_id
     )

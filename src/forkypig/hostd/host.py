@@ -1,6 +1,6 @@
 """The host's state: which machines and snapshots are here, and what belongs to each.
 
-Operations are in modules of their own (boot, fork, children, lifecycle, settle, adopt), as functions on this.
+Operations are in modules of their own (boot, fork, children, lifecycle, packing, adopt), as functions on this.
 """
 
 import asyncio
@@ -21,7 +21,9 @@ from forkypig.guest.channel import GuestChannel
 from forkypig.hostd import full_disk
 from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.disk_chains import DiskChains
+from forkypig.hostd.folding import Folding
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.needs import Here, check_loadable
 from forkypig.hostd.network import HostNetwork, give_up, instance_of
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
 from forkypig.hostd.shells import ShellMaker, ShellPool
@@ -65,7 +67,9 @@ class Host:
         self.pool = ShellPool(self.maker, settings.shells)
         # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
-        self.settling: dict[SnapshotId, asyncio.Task[None]] = {}
+        self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
+        self.packing_turn = asyncio.Lock()
+        self.folding = Folding(self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._operations: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[Machine]] = set()
@@ -117,29 +121,9 @@ class Host:
         )
 
     def check_loadable(self, record: SnapshotRecord) -> None:
-        """Raises NotPossibleNow, with the reason, where this host can't load the snapshot.
-
-        Device state is only understood by the QEMU build that wrote it: the read-only memory of a machine (firmware,
-        tables) is not in a snapshot, every process loads its own, and it must be the same.
-        """
-        snapshot = record.snapshot
-        if record.phase is SnapshotPhase.SPLITTING:
-            raise NotPossibleNow(f"snapshot {snapshot.id} is being made: try again in a moment")
-        if snapshot.qemu_build != self.qemu_build:
-            raise NotPossibleNow(
-                f"snapshot {snapshot.id} was made by another build of QEMU ({snapshot.qemu_build}; "
-                f"here is {self.qemu_build}): install that build, or start its machine afresh"
-            )
-        if snapshot.accelerator != self.accelerator.name:
-            raise NotPossibleNow(
-                f"snapshot {snapshot.id} was made under {snapshot.accelerator}, and this host uses "
-                f"{self.accelerator.name} ({self.accelerator.reason}): set FORKY_ACCELERATOR={snapshot.accelerator}"
-            )
-        if record.hardware.network != self.network.hardware:
-            raise NotPossibleNow(
-                f"snapshot {snapshot.id} was made with the network card on «{record.hardware.network}», and this host "
-                f"uses «{self.network.hardware}» ({self.network.reason}): set FORKY_NETWORK as it was"
-            )
+        """Raises NotPossibleNow, with the reason, where this host can't load the snapshot."""
+        here = Here(self.qemu_build, self.hardware(), self.accelerator_reason, self.network.reason)
+        check_loadable(record, here)
 
     # -- machines ------------------------------------------------------------------------------------------------
 
@@ -222,6 +206,8 @@ class Host:
         self.spawn(full_disk.watch(self, live, process), f"full-disk-{live.id}")
         if process.ended.is_set():
             process.on_end()
+        if not self.folding.is_straight(live):  # it was started before what it stands on was packed
+            self.folding.soon()
 
     def unwatch(self, live: LiveMachine) -> None:
         if live.process is not None:
@@ -332,11 +318,20 @@ class Host:
         self.devices_path(snapshot).unlink(missing_ok=True)
 
     def keep_frozen(self, record: SnapshotRecord, process: Process) -> None:
-        """A process was frozen for this snapshot. If it ends before it is settled the snapshot is lost."""
+        """A process was frozen for this snapshot. If it ends before it is packed the snapshot is lost."""
         snapshot = record.snapshot.id
         self.snapshots[snapshot] = record
         self.frozen[snapshot] = process
-        process.on_end = lambda: log.error("frozen process ended, its snapshot is lost", snapshot=snapshot)
+        process.on_end = lambda: self.lose(snapshot)
+
+    def lose(self, snapshot: SnapshotId) -> None:
+        """The memory of a snapshot is nowhere any more. Its disk stays, for what stands on it."""
+        self.frozen.pop(snapshot, None)
+        record = self.snapshots.get(snapshot)
+        if record is not None and record.phase is not SnapshotPhase.LOST:
+            log.error("a snapshot is lost: its frozen process has ended", snapshot=snapshot)
+            with contextlib.suppress(ForkyError):  # no room for the record; the next hostd finds out by itself
+                self.save_snapshot(replace(record, phase=SnapshotPhase.LOST))
 
     def devices_path(self, snapshot: SnapshotId) -> Path:
         """The file with its device state."""
@@ -400,8 +395,8 @@ class Host:
         """Lets operations come to their end, then lets go of everything; machines and frozen processes go on."""
         if self._operations:
             await asyncio.wait(self._operations, timeout=_OPERATIONS_END_S)
-        for settling in self.settling.values():
-            settling.cancel()
+        for packing in self.packing.values():
+            packing.cancel()
         await self.pool.close()
         for task in list(self._tasks):
             task.cancel()

@@ -46,7 +46,6 @@ class SnapshotPhase(Enum):
 
     SPLITTING = "splitting"  # the split is under way: after a crash it is finished or undone
     FROZEN = "frozen"  # in a QEMU process that was stopped for ever
-    SETTLED = "settled"  # in its layer file
     PACKED = "packed"  # in the chunk store, with its disk and device state: it needs no other file but its image
     LOST = "lost"  # nowhere: its process ended before it was packed; its disk is there for what stands on it
 
@@ -66,6 +65,12 @@ class SnapshotRecord:
     successor: str = ""  # process id of the shell that was to go on, while splitting
     successor_disk: Path | None = None
     was_running: bool = True
+    cpu: str = ""  # the host's, where the guest sees it; "": the guest's is QEMU's own
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether it outlives its process, and a power cut."""
+        return self.phase is SnapshotPhase.PACKED
 
 
 _Record = TypeVar("_Record")

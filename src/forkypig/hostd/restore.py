@@ -25,7 +25,7 @@ from forkypig.guest.channel import GuestChannel
 from forkypig.guest.identity import Identity, Tcp
 from forkypig.hostd import boot, children, faults
 from forkypig.hostd.machine import LiveMachine
-from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
+from forkypig.hostd.records import MachineRecord, SnapshotRecord
 from forkypig.hostd.shells import Shell
 from forkypig.model import Machine, MachineState, SnapshotKind
 from forkypig.net.slot import Slot
@@ -183,7 +183,7 @@ def last_durable(host: "Host", live: LiveMachine) -> SnapshotRecord | None:
     seen = set()
     while snapshot is not None and snapshot not in seen and (record := host.snapshots.get(snapshot)) is not None:
         seen.add(snapshot)
-        if record.snapshot.kind is SnapshotKind.KEPT and record.phase is SnapshotPhase.SETTLED:
+        if record.snapshot.kind is SnapshotKind.KEPT and record.is_durable:
             return record
         if record.snapshot.machine != live.id:
             return None

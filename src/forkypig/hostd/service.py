@@ -15,7 +15,7 @@ import structlog
 
 from forkypig.daemon.server import daemon_message
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
-from forkypig.hostd import boot, children, doctor, fork, hibernation, lifecycle, restore, settle
+from forkypig.hostd import boot, children, doctor, fork, hibernation, lifecycle, packing, restore, shutdown
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.host import Host
@@ -254,7 +254,8 @@ class HostServicer(host_pb2_grpc.HostServicer):
 
     @_answers
     async def ListSnapshots(self, request: pb.Empty, context: _Context) -> host_pb.HostListSnapshotsResponse:
-        records = list(self._host.snapshots.values())
+        # A lost one is none any more; hostd keeps its record while something stands on its disk.
+        records = [record for record in self._host.snapshots.values() if record.phase is not SnapshotPhase.LOST]
         sizes = await asyncio.to_thread(lambda: [_own_disk_bytes(record) for record in records])
         snapshots = [
             convert.snapshot_to_wire(replace(record.snapshot, own_disk_bytes=size))
@@ -274,12 +275,12 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def RemoveSnapshot(self, request: host_pb.HostSnapshotRequest, context: _Context) -> pb.Empty:
         record = self._host.snapshots.get(SnapshotId(request.snapshot))
         if record is not None:
-            await self._to_the_end("remove-snapshot", settle.remove_snapshot(self._host, record))
+            await self._to_the_end("remove-snapshot", packing.remove_snapshot(self._host, record))
         return pb.Empty()
 
     @_streams
     async def Shutdown(self, request: pb.Empty, context: _Context) -> AsyncIterator[pb.Progress]:
-        async for progress in settle.shut_down(self._host):
+        async for progress in shutdown.shut_down(self._host):
             yield convert.progress_to_wire(progress)
 
     # -- images --------------------------------------------------------------------------------------------------
