@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Micro-benchmarks of the pager: first-touch faults, sequential reading, bind, settle. Medians; needs FUSE, and root.
+"""Micro-benchmarks of the pager: first-touch faults, sequential reading, bind, packing. Medians; needs FUSE, and root.
 
     .venv/bin/python bench/pager_faults.py [--json]
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from forkypig.model import SnapshotId, new_snapshot_id
 from forkypig.pager import mount
-from tests.component.pager_rig import PAGE, GuestProcess, Rig, running_pager
+from tests.component.pager_rig import PAGE, GuestProcess, Rig, drop_cache, running_pager
 
 MIB = 1 << 20
 
@@ -82,8 +82,8 @@ async def bind_and_complete(size_mib: int, dirty_mib: int, times: int) -> tuple[
     return binds, reads
 
 
-async def faults_and_settle(size_mib: int, generations: int) -> dict[str, float]:
-    """Faults on a chain of frozen processes, then settle, then on layer files."""
+async def faults_and_packing(size_mib: int, generations: int) -> dict[str, float]:
+    """Faults on a chain of frozen processes, then of the same snapshot packed, with the packs cached and not."""
     size, found = size_mib * MIB, {}
     async with running_pager() as rig:
         parent: SnapshotId | None = None
@@ -93,24 +93,41 @@ async def faults_and_settle(size_mib: int, generations: int) -> dict[str, float]
             parent, _ = await timed_bind(rig, guest, parent, size)
             await rig.client.end_of_load(parent)
         assert parent is not None
-        taken = await asyncio.to_thread(first_touches, rig.file(parent), size, 500)
-        found["fault_frozen_us"] = statistics.median(taken)
-        found["fault_frozen_p99_us"] = statistics.quantiles(taken, n=100)[98]
+        found |= await faults(rig, parent, size, "frozen")
         began = time.perf_counter()
-        copied = await rig.settle(parent)
-        copied = sum(s.own_bytes for s in (await rig.client.status()).snapshots)
-        found["settle_mib_s"] = copied / MIB / (time.perf_counter() - began)
+        found["pack_mib_s"] = await rig.pack(parent) / MIB / (time.perf_counter() - began)
+        for guest in rig.guests:
+            guest.end()
+        drop_cache(rig.file(parent))
+        found |= await faults(rig, parent, size, "packed")
+        await rig.stop()
+        await rig.start()
+        for pack in (rig.home / "store" / "packs").iterdir():
+            drop_cache(pack)
+        found |= await faults(rig, parent, size, "packed_cold")
     async with running_pager() as rig:
         guest = await asyncio.to_thread(rig.guest, None, size)
         await asyncio.to_thread(guest.dirty, 0, size)
         parent, _ = await timed_bind(rig, guest, None, size)
         found["sequential_gb_s"] = await asyncio.to_thread(sequential, rig.file(parent), size)
+        await rig.pack(parent)
+        drop_cache(rig.file(parent))
+        found["sequential_packed_gb_s"] = await asyncio.to_thread(sequential, rig.file(parent), size)
     return found
+
+
+async def faults(rig: Rig, snapshot: SnapshotId, size_bytes: int, name: str) -> dict[str, float]:
+    """Median and 99th percentile of first touches."""
+    taken = await asyncio.to_thread(first_touches, rig.file(snapshot), size_bytes, 500)
+    return {
+        f"fault_{name}_us": statistics.median(taken),
+        f"fault_{name}_p99_us": statistics.quantiles(taken, n=100)[98],
+    }
 
 
 async def measure() -> dict[str, object]:
     results: dict[str, object] = {"read_ahead_kib": mount.READ_AHEAD_KIB}
-    results |= await faults_and_settle(256, 4)
+    results |= await faults_and_packing(256, 4)
     for size_mib, dirty_mib in ((512, 0), (512, 256), (8192, 0), (8192, 256)):
         binds, reads = await bind_and_complete(size_mib, dirty_mib, 5)
         results[f"bind_{size_mib}_mib_dirty_{dirty_mib}_ms"] = statistics.median(binds)
