@@ -19,7 +19,7 @@ from forkypig.hostd import boot, children, doctor, fork, hibernation, lifecycle,
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.host import Host
-from forkypig.hostd.records import SnapshotRecord
+from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images import debian
 from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
 from forkypig.model.ids import check_id
