@@ -24,6 +24,7 @@ from forkypig import model
 from forkypig.sdk import client, machine, process
 from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
+from forkypig.sdk.diff import Diff
 from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
@@ -393,6 +394,9 @@ class Forky:
 
     def untag(self, tag: str) -> model.Snapshot:
         return self._open.run(self._inner.untag(tag))
+
+    def diff(self, before: str, after: str, *, patch: bool = False, on_progress: OnProgress | None = None) -> Diff:
+        return self._open.run(self._inner.diff(before, after, patch=patch, on_progress=on_progress))
 
     def bisect(
         self,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forkypig import model
+    from forkypig.sdk.diff import Diff
+    from forkypig.sdk.file_list import FileEntry
     from forkypig.sdk.status import Check, Daemon, Status
 
 Document = dict[str, Any]
@@ -88,6 +90,42 @@ def snapshot(info: model.Snapshot) -> Document:
         "settled": info.settled,
         "where": "packed" if info.settled else "in memory",
         "created_us": info.created_us,
+    }
+
+
+def _file(entry: FileEntry | None) -> Document | None:
+    if entry is None:
+        return None
+    return {
+        "kind": entry.kind,
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size_bytes": entry.size_bytes,
+        "modified_ns": entry.modified_ns,
+        "target": entry.target or None,
+    }
+
+
+def diff(found: Diff) -> Document:
+    return {
+        "before": found.before,
+        "after": found.after,
+        "memory": {
+            "pages": found.memory.pages,
+            "total_pages": found.memory.total_pages,
+            "ranges": [{"address": address, "length": length} for address, length in found.memory.ranges],
+        },
+        "files": [
+            {
+                "change": change.verb,
+                "path": change.path,
+                "before": _file(change.before),
+                "after": _file(change.after),
+                "patch": change.patch or None,
+            }
+            for change in found.files
+        ],
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from forkypig.cli import copying, daemons, execution, forks, history, images, machines, runtime, surroundings
+from forkypig.cli import copying, daemons, diff, execution, forks, history, images, machines, runtime, surroundings
 from forkypig.cli.arguments import split_command
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, execution, copying, surroundings, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, daemons):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
 

@@ -17,6 +17,7 @@ from forkypig.model import (
     Machine,
     MachineConfig,
     MachineId,
+    MemoryDiff,
     Progress,
     Shape,
     Snapshot,
@@ -233,6 +234,13 @@ class Host:
     async def remove_snapshot(self, snapshot: SnapshotId) -> None:
         with host_errors():
             await self.stub.RemoveSnapshot(pb.HostSnapshotRequest(snapshot=snapshot), timeout=REMOVE_S)
+
+    async def diff_memory(self, before: SnapshotId, after: SnapshotId) -> AsyncGenerator[Progress | MemoryDiff, None]:
+        """Progress, and the result at last."""
+        with host_errors():
+            request = common.DiffMemoryRequest(before=before, after=after)
+            async for answer in self.stub.DiffMemory(request, timeout=BUILD_S):
+                yield convert.memory_diff_from_wire(answer)
 
     # -- images --------------------------------------------------------------------------------------------------------
 

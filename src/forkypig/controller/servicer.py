@@ -250,6 +250,19 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         await self._desk.journal.carry(self._do.collector.remove(snapshot.id))
         return common.Empty()
 
+    async def DiffMemory(
+        self, request: common.DiffMemoryRequest, context: Context
+    ) -> AsyncIterator[common.DiffMemoryResponse]:
+        try:
+            async with self._desk.store.read() as tx:
+                before, after = [await find_snapshot(tx, each) for each in (request.before, request.after)]
+            await self._desk.reconciler.ensure_reachable()
+            async with aclosing(self._desk.host.diff_memory(before.id, after.id)) as comparing:
+                async for update in comparing:
+                    yield convert.memory_diff_to_wire(update)
+        except Exception as error:
+            await abort(context, error)
+
     @answered
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         async with self._desk.store.read() as tx:

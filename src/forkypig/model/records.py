@@ -109,6 +109,15 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryDiff:
+    """Pages of 4 KiB of guest-physical memory whose content differs."""
+
+    pages: int
+    total_pages: int
+    ranges: tuple[tuple[int, int], ...]  # address and length in bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a long operation has come; `total` 0 means not known."""
 

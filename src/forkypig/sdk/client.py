@@ -16,6 +16,7 @@ from forkypig import errors, model
 from forkypig.sdk import local
 from forkypig.sdk.bisect import Bisected, OnTrial, bisect
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
+from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.v1 import common_pb2, controller_pb2_grpc
@@ -223,6 +224,16 @@ class Forky:
         Exit code 0 is good, 125 says nothing, others are bad. The children are removed in any case. `on_trial` is told
         of each. Raises InvalidRequest (`good` is no ancestor of `bad`; the command is not there), NotFound."""
         return await bisect(self, source, good, bad, argv, timeout_s, on_trial)
+
+    async def diff(
+        self, before: str, after: str, *, patch: bool = False, on_progress: OnProgress | None = None
+    ) -> Diff:
+        """What changed from one snapshot (id, beginning of an id, tag; or a machine: as it is now) to another.
+
+        A child of each is started, looked into and removed; both snapshots are packed. What children are given anew
+        (hostname, machine-id) is left out. `patch`: with the changes of text files. Raises NotFound, InvalidRequest
+        (two sizes of memory), and what a fork can raise."""
+        return await diff(self, before, after, patch, on_progress)
 
     async def remove_snapshot(self, snapshot: str) -> None:
         """Deletes a snapshot, given by id or tag. Raises NotFound, and NotPossibleNow while something stands on it."""

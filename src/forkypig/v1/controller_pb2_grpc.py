@@ -150,6 +150,11 @@ class ControllerStub:
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.DiffMemory = channel.unary_stream(
+                '/forkypig.v1.Controller/DiffMemory',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryResponse.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/forkypig.v1.Controller/ListEvents',
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.ListEventsRequest.SerializeToString,
@@ -331,6 +336,13 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffMemory(self, request, context):
+        """Which pages of memory two snapshots do not have in common.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEvents(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -485,6 +497,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.RemoveSnapshot,
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'DiffMemory': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiffMemory,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryResponse.SerializeToString,
             ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
@@ -1138,6 +1155,33 @@ class Controller:
             '/forkypig.v1.Controller/RemoveSnapshot',
             forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Controller/DiffMemory',
+            forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.DiffMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,8 @@ class ControllerStub:
     UntagSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UntagSnapshotRequest, _common_pb2.Snapshot]
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Empty]
     """FAILED_PRECONDITION while a machine or another snapshot stands on it."""
+    DiffMemory: _grpc.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]
+    """Which pages of memory two snapshots do not have in common."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListEventsRequest, _controller_pb2.ListEventsResponse]
     BuildImage: _grpc.UnaryStreamMultiCallable[_controller_pb2.BuildImageRequest, _controller_pb2.BuildImageResponse]
     ListImages: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListImagesResponse]
@@ -107,6 +109,8 @@ class ControllerAsyncStub(ControllerStub):
     UntagSnapshot: _aio.UnaryUnaryMultiCallable[_controller_pb2.UntagSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Empty]  # type: ignore[assignment]
     """FAILED_PRECONDITION while a machine or another snapshot stands on it."""
+    DiffMemory: _aio.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]  # type: ignore[assignment]
+    """Which pages of memory two snapshots do not have in common."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListEventsRequest, _controller_pb2.ListEventsResponse]  # type: ignore[assignment]
     BuildImage: _aio.UnaryStreamMultiCallable[_controller_pb2.BuildImageRequest, _controller_pb2.BuildImageResponse]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListImagesResponse]  # type: ignore[assignment]
@@ -284,6 +288,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]:
         """FAILED_PRECONDITION while a machine or another snapshot stands on it."""
+
+    @_abc_1.abstractmethod
+    def DiffMemory(
+        self,
+        request: _common_pb2.DiffMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_common_pb2.DiffMemoryResponse], _abc.AsyncIterator[_common_pb2.DiffMemoryResponse]]:
+        """Which pages of memory two snapshots do not have in common."""
 
     @_abc_1.abstractmethod
     def ListEvents(

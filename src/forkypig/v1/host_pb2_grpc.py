@@ -135,6 +135,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.DiffMemory = channel.unary_stream(
+                '/forkypig.v1.Host/DiffMemory',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_stream(
                 '/forkypig.v1.Host/Shutdown',
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
@@ -297,6 +302,12 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffMemory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running.
         """
@@ -437,6 +448,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.RemoveSnapshot,
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'DiffMemory': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiffMemory,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_stream_rpc_method_handler(
                     servicer.Shutdown,
@@ -1009,6 +1025,33 @@ class Host:
             '/forkypig.v1.Host/RemoveSnapshot',
             forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Host/DiffMemory',
+            forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.DiffMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

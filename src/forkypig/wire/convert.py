@@ -163,6 +163,23 @@ def progress_from_wire(message: pb.Progress) -> model.Progress:
     return model.Progress(message.step, message.done, message.total)
 
 
+def memory_diff_to_wire(update: model.Progress | model.MemoryDiff) -> pb.DiffMemoryResponse:
+    """What a comparison tells."""
+    if isinstance(update, model.Progress):
+        return pb.DiffMemoryResponse(progress=progress_to_wire(update))
+    ranges = [pb.AddressRange(address=address, length=length) for address, length in update.ranges]
+    return pb.DiffMemoryResponse(
+        result=pb.MemoryDiff(pages=update.pages, total_pages=update.total_pages, ranges=ranges)
+    )
+
+
+def memory_diff_from_wire(message: pb.DiffMemoryResponse) -> model.Progress | model.MemoryDiff:
+    if message.WhichOneof("update") == "progress":
+        return progress_from_wire(message.progress)
+    found = message.result
+    return model.MemoryDiff(found.pages, found.total_pages, tuple((e.address, e.length) for e in found.ranges))
+
+
 def fork_result_to_wire(result: model.ForkResult) -> pb.ForkResult:
     return pb.ForkResult(
         snapshot=snapshot_to_wire(result.snapshot),

@@ -1,0 +1,126 @@
+"""What changed between two snapshots: pages of memory, and files."""
+
+import asyncio
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from forkypig import errors, model
+from forkypig.sdk.connection import LONG_S, translated
+from forkypig.sdk.file_list import FileEntry, hashes, listed
+from forkypig.v1 import common_pb2
+from forkypig.wire import convert
+
+if TYPE_CHECKING:
+    from forkypig.sdk.client import Forky
+    from forkypig.sdk.machine import Machine
+
+OnProgress = Callable[[model.Progress], None]
+
+# What every child is given anew (docs/identity.md): it says nothing about the snapshots.
+_IDENTITY = ("/etc/hostname", "/etc/hosts", "/etc/machine-id", "/var/lib/dbus/machine-id")
+_LARGEST_PATCH = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One file that was added (`before` is None), removed (`after` is None) or changed."""
+
+    path: str
+    before: FileEntry | None
+    after: FileEntry | None
+    patch: str = ""  # unified diff, where it was asked for and both are text
+
+    @property
+    def verb(self) -> str:
+        """As git has it: A, D or M."""
+        return "A" if self.before is None else "D" if self.after is None else "M"
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What changed."""
+
+    before: model.SnapshotId
+    after: model.SnapshotId
+    memory: model.MemoryDiff
+    files: tuple[FileChange, ...] = field(default_factory=tuple)
+
+
+async def diff(forky: "Forky", before: str, after: str, patch: bool, on_progress: OnProgress | None) -> Diff:
+    """See Forky.diff."""
+    tell = on_progress or (lambda _: None)
+    children: list[Machine] = []
+    try:
+        tell(model.Progress("starting a child of each"))
+        snapshots = []
+        for source in (before, after):
+            made = await forky.fork(source, name="diff")
+            children.extend(made.children)
+            snapshots.append(made.snapshot.id)
+        tell(model.Progress("listing files"))
+        old, new = await asyncio.gather(*(listed(child) for child in children))
+        tell(model.Progress("comparing files"))
+        files = await _changes(children, old, new)
+        if patch:
+            files = [await _with_patch(children, change) for change in files]
+        memory = await _memory(forky, snapshots[0], snapshots[1], tell)
+    finally:
+        # In a task of its own: who is interrupted a second time does not leave children behind either.
+        removals = [asyncio.ensure_future(child.remove()) for child in children]
+        if removals:
+            await asyncio.shield(asyncio.wait(removals))
+    return Diff(snapshots[0], snapshots[1], memory, tuple(files))
+
+
+async def _changes(
+    children: "Sequence[Machine]", old: dict[str, FileEntry], new: dict[str, FileEntry]
+) -> list[FileChange]:
+    paths = sorted((old.keys() | new.keys()).difference(_IDENTITY))
+    changes = []
+    doubtful = []  # nothing but the times tells them apart, or not even these
+    for path in paths:
+        before, after = old.get(path), new.get(path)
+        if before is None or after is None or not before.looks_like(after):
+            changes.append(FileChange(path, before, after))
+        elif before.kind == "file" and before.changed_ns != after.changed_ns:
+            doubtful.append(path)
+    found = await asyncio.gather(*(hashes(child, doubtful) for child in children))
+    for path, was, now in zip(doubtful, *found, strict=True):
+        if was != now:
+            changes.append(FileChange(path, old[path], new[path]))
+    return sorted(changes, key=lambda change: change.path)
+
+
+async def _with_patch(children: "Sequence[Machine]", change: FileChange) -> FileChange:
+    """The change with its patch, if both sides are text and not too long."""
+    sides = []
+    for child, entry in zip(children, (change.before, change.after), strict=True):
+        if entry is None:
+            sides.append("")
+            continue
+        if entry.kind != "file" or entry.size_bytes > _LARGEST_PATCH:
+            return change
+        content = await child.read_file(change.path)
+        if b"\0" in content:
+            return change
+        sides.append(content.decode(errors="replace"))
+    old, new = (side.splitlines(keepends=True) for side in sides)
+    was = f"a{change.path}" if change.before else "/dev/null"
+    now = f"b{change.path}" if change.after else "/dev/null"
+    lines = difflib.unified_diff(old, new, was, now)
+    text = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+    return FileChange(change.path, change.before, change.after, text)
+
+
+async def _memory(
+    forky: "Forky", before: model.SnapshotId, after: model.SnapshotId, tell: OnProgress
+) -> model.MemoryDiff:
+    request = common_pb2.DiffMemoryRequest(before=before, after=after)
+    async for message in translated(forky.socket, forky.controller.DiffMemory(request, timeout=LONG_S)):
+        update = convert.memory_diff_from_wire(message)
+        if isinstance(update, model.MemoryDiff):
+            return update
+        tell(update)
+    raise errors.InternalError("the comparison ended without a result: the daemons' logs say more")
