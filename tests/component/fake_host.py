@@ -23,6 +23,7 @@ from forkypig.wire.status import abort
 
 IMAGE = common.Image(id="i-0123456789ab", name="debian-12", size_bytes=180 << 20, kernel="6.1.0", sha256="ab" * 32)
 RUNNING, PAUSED = common.MACHINE_STATE_RUNNING, common.MACHINE_STATE_PAUSED
+HIBERNATED = common.MACHINE_STATE_HIBERNATED
 STOPPED, FAILED, CREATING = common.MACHINE_STATE_STOPPED, common.MACHINE_STATE_FAILED, common.MACHINE_STATE_CREATING
 
 
@@ -166,6 +167,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             request.snapshot,
             request.kind,
             tag=request.tag,
+            message=request.message,
             parent=source.snapshot,
             machine=source.id,
             image=source.image,
@@ -234,6 +236,44 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
     async def _do_StartMachine(self, request: Any) -> common.Machine:
         self.change(request.machine, state=RUNNING, qemu_pid=99)
         return self.machines[request.machine]
+
+    async def RestoreMachine(self, request: Any, context: Any) -> common.Machine:
+        return await self._answer("RestoreMachine", request, context)
+
+    async def _do_RestoreMachine(self, request: pb.HostRestoreMachineRequest) -> common.Machine:
+        if request.snapshot not in self.snapshots:
+            raise NotFound("snapshot", request.snapshot)
+        self.change(request.machine, state=RUNNING, qemu_pid=77, snapshot=request.snapshot)
+        return self.machines[request.machine]
+
+    async def HibernateMachine(self, request: Any, context: Any) -> AsyncIterator[pb.HostMachineUpdate]:
+        try:
+            await self._enter("HibernateMachine", request)
+            yield pb.HostMachineUpdate(progress=common.Progress(step="packing", done=1, total=2))
+            machine = self.machines[request.machine]
+            if machine.state != HIBERNATED:
+                fields = {"parent": machine.snapshot, "machine": machine.id, "settled": True}
+                kind = common.SNAPSHOT_KIND_HIBERNATION
+                self._snapshot(request.snapshot, kind, image=machine.image, shape=machine.shape, **fields)
+                self.change(machine.id, state=HIBERNATED, qemu_pid=0, snapshot=request.snapshot)
+            yield pb.HostMachineUpdate(machine=self.machines[request.machine])
+        except ForkyError as error:
+            await abort(context, error)
+
+    async def WakeMachine(self, request: Any, context: Any) -> common.Machine:
+        return await self._answer("WakeMachine", request, context)
+
+    async def _do_WakeMachine(self, request: Any) -> common.Machine:
+        self.change(request.machine, state=RUNNING, qemu_pid=78)
+        return self.machines[request.machine]
+
+    async def LabelSnapshot(self, request: Any, context: Any) -> common.Snapshot:
+        return await self._answer("LabelSnapshot", request, context)
+
+    async def _do_LabelSnapshot(self, request: pb.HostLabelSnapshotRequest) -> common.Snapshot:
+        snapshot = self.snapshots[request.snapshot]
+        snapshot.kind, snapshot.tag, snapshot.message = request.kind, request.tag, request.message
+        return snapshot
 
     async def ConfigureMachine(self, request: Any, context: Any) -> common.Machine:
         return await self._answer("ConfigureMachine", request, context)
