@@ -129,6 +129,17 @@ async def test_layers_above_the_fold_stay(chain: Chain, tmp_path: Path) -> None:
         assert await _open_files(process) == {str(chain.layers[0]), str(chain.layers[1]), str(chain.flat)}
 
 
+async def test_one_fold_after_another(chain: Chain, tmp_path: Path) -> None:
+    lower = tmp_path / "lower.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(chain.layers[2]), str(lower)], check=True)
+    async with asyncio.timeout(20), _qemu(tmp_path, chain.long) as process:
+        assert await fold(process, [*chain.long[:2], (lower, "raw")])
+        assert await fold(process, chain.folded)
+        await _check(process)
+        assert await _open_files(process) == {str(chain.layers[0]), str(chain.flat)}
+        assert process.disks == chain.folded
+
+
 async def test_the_base_is_opened_anew(chain: Chain, tmp_path: Path) -> None:
     async with asyncio.timeout(20), _qemu(tmp_path, chain.folded) as process:
         other = tmp_path / "other.raw"

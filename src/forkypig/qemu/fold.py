@@ -27,7 +27,7 @@ class Plan:
 
     above: str  # suffix of the layer that is opened again
     base: str | None  # suffix of the node that it shall stand on; None: to be added
-    stray: Sequence[str]  # names of the nodes that go, users before what they use
+    stray: Sequence[str]  # names of the nodes that go
 
 
 def plan(found: Sequence[Mapping[str, Any]], chain: Sequence[tuple[Path, str]], *, anew: bool) -> Plan | None:
@@ -77,10 +77,24 @@ async def fold(process: Process, chain: Sequence[tuple[Path, str]], *, anew: boo
         above = nodes.format_node(todo.above, "qcow2", base)
         await execute("blockdev-reopen", {"options": [above]}, timeout_s=_REOPEN_TIMEOUT_S)
         undo.pop_all()
+    await _delete_all(process, todo.stray)
     process.disks = chain
-    for name in todo.stray:
-        await execute("blockdev-del", {"node-name": name})
     return True
+
+
+async def _delete_all(process: Process, names: Sequence[str]) -> None:
+    """Deletes nodes that only each other use. QEMU lists the newest first, which says nothing of who uses whom after a
+    fold, and refuses to delete one that is used: so round after round, while any goes."""
+    while names:
+        refused: dict[str, MachineFailed] = {}
+        for name in names:
+            try:
+                await process.session.execute("blockdev-del", {"node-name": name})
+            except MachineFailed as error:
+                refused[name] = error
+        if len(refused) == len(names):
+            raise next(iter(refused.values()))
+        names = list(refused)
 
 
 async def _delete(process: Process, name: str) -> None:
