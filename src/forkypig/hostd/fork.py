@@ -33,6 +33,7 @@ from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.settle import settle_later
 from forkypig.hostd.shells import Shell
 from forkypig.model import ForkOptions, ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
+from forkypig.net.tap import Remainder
 from forkypig.qemu import disks, memory, priority, split
 from forkypig.qemu.process import Process
 
@@ -86,8 +87,12 @@ async def split_machine(
     """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if paused)."""
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
-    async with contextlib.AsyncExitStack() as undo:
+    async with contextlib.AsyncExitStack() as always, contextlib.AsyncExitStack() as undo:
         record, successor = await _prepare(host, live, old, new, was_running, undo)
+        remainder = None
+        if live.slot is not None:
+            remainder = await live.slot.remainder(old.tap(), successor.parts.process_id)
+            always.callback(remainder.close)
         if quiesce:
             undo.push_async_callback(_thaw, live)
             await live.agent().quiesce(_QUIESCE_S)
@@ -97,7 +102,7 @@ async def split_machine(
         split_pids = (old.pid, successor.process.pid)
         async with host.network.calm():
             with favour, priority.during_split(split_pids, host.split_pids()):
-                pause_ms = await _pause(host, live, old, successor, record, undo)
+                pause_ms = await _pause(host, live, old, successor, record, remainder, undo)
         undo.pop_all()
     # The successor runs: from here on it is the machine, whatever else happens.
     record = replace(
@@ -174,6 +179,7 @@ async def _pause(
     old: Process,
     successor: Shell,
     record: SnapshotRecord,
+    remainder: Remainder | None,
     undo: contextlib.AsyncExitStack,
 ) -> float:
     """From `stop` to the successor running; returns how long that took, in ms."""
@@ -196,6 +202,9 @@ async def _pause(
     faults.reach("bind")
     binding = asyncio.create_task(host.pager.bind(record.snapshot.id))
     undo.push_async_callback(asyncio.wait, {binding})
+    if remainder is not None:
+        with contextlib.suppress(OSError):  # TCP sends again what is lost here
+            remainder.carry_over()
     faults.reach("load")
     await split.load(successor.process, paused=not record.was_running)
     loaded = time.perf_counter()
