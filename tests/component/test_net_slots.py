@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -120,7 +121,8 @@ async def test_no_packet_is_lost_in_a_switch(world: World) -> None:
             world.echo(guest, 80)
             outward, inward = connect(guest, OUTSIDE, 80), connect(world.host, str(slot.address), 80)
             with outward, inward:
-                sending = [asyncio.to_thread(_stream, each) for each in (outward, inward)]
+                moved = threading.Event()
+                sending = [asyncio.to_thread(_stream, each, moved) for each in (outward, inward)]
                 streams = [asyncio.ensure_future(each) for each in sending]
                 for number in range(5):
                     await asyncio.sleep(0.05)
@@ -128,7 +130,7 @@ async def test_no_packet_is_lost_in_a_switch(world: World) -> None:
                     pump.move(slot, taps[-1].fd, taps[-1].name, pause_s=0.02)
                     assert slot.current_tap() == f"q-{number}"
                     os.close(taps[-2].fd)
-                assert not any(stream.done() for stream in streams)  # they did run meanwhile
+                moved.set()
                 assert [await stream for stream in streams] == [0, 0]
                 assert "q-3" not in ip("link", inside=slot.name)
         finally:
@@ -137,13 +139,38 @@ async def test_no_packet_is_lost_in_a_switch(world: World) -> None:
             os.close(inner.fd)
 
 
-def _stream(connection: socket.socket) -> int:
-    """A request loop of 0.5 s; gives how many segments had to be sent again from this side."""
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
+def _stream(connection: socket.socket, ended: threading.Event) -> int:
+    """A request loop; gives how many segments had to be sent again from this side."""
+    while not ended.is_set():
         talk(connection, b"x" * 500)
     information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return int(struct.unpack_from("I", information, 100)[0])  # tcpi_total_retrans
+
+
+async def test_what_was_not_read_before_the_stop_is_carried_over(world: World) -> None:
+    async with _fabric(world) as fabric:
+        slot = await fabric.take()
+        old, new = await slot.open_tap("q-old"), await slot.open_tap("q-new")
+        remainder = await slot.remainder(os.dup(old.fd), "q-new")
+        try:
+            slot.switch("q-old")
+            fcntl.ioctl(old.fd, 0x400454D8, struct.pack("I", 12))  # TUNSETVNETHDRSZ: as a modern driver wants it
+            with new_socket(slot.name, socket.SOCK_DGRAM) as speaking:
+                for number in range(3):
+                    speaking.sendto(b"datagram %d" % number, ("10.0.2.15", 5))
+                slot.switch("q-new")
+                speaking.sendto(b"datagram 3", ("10.0.2.15", 5))
+            assert remainder.carry_over() == 4  # the three, and the one that keeps others waiting
+            assert remainder.carry_over() == 0
+            came = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    came.append(os.read(new.fd, 2048)[-10:])
+            assert sorted(came)[-4:] == [b"datagram %d" % number for number in range(4)]
+        finally:
+            remainder.close()
+            for tap in (old, new):
+                os.close(tap.fd)
 
 
 async def test_an_idle_tap_hears_nothing_and_says_nothing(world: World) -> None:
@@ -160,6 +187,8 @@ async def test_an_idle_tap_hears_nothing_and_says_nothing(world: World) -> None:
                     speaking.sendto(b"x", (address, 5))
             for target in (b"\xff" * 6, b"\x01\0\x5e\0\0\1", b"\x52\x54\0\0\0\x77", gateway):
                 os.write(old.fd, bytes(10) + target + guest + b"\x08\0" + b"not IP" * 8)
+            for tap in (idle, old):
+                assert os.read(tap.fd, 2048)[10:] == bytes(60)  # the one that keeps others waiting
             with pytest.raises(BlockingIOError):
                 os.read(idle.fd, 2048)
             assert os.read(old.fd, 2048)[10:22] == guest + gateway

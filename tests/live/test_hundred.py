@@ -17,7 +17,8 @@ CHILD_MIB = 50  # of host memory, with room to spare (bench/results has what it 
 WITNESS = """
 import json, mmap, os, random, signal, socket, sys, threading, time
 
-state = {"n": 0, "torn": 0, "back": 0, "random": "", "urandom": "", "tcp": "open", "forked": False, "rest": 0}
+state = {"n": 0, "torn": 0, "back": 0, "random": "", "urandom": "", "tcp": "open", "forked": False, "rest": 0,
+         "secret": True}
 
 def reseed(*_):
     random.seed(os.urandom(32))
@@ -60,6 +61,7 @@ while True:
     open("/run/witness.new", "w").write(json.dumps(state) + "\\n")
     os.rename("/run/witness.new", "/run/witness.json")
     state["urandom"] = os.urandom(16).hex()
+    state["secret"] = b"hunter2" in open("/proc/self/environ", "rb").read()
     time.sleep(0.1 if not state["forked"] else 3600 if state["rest"] > 8 else 0.1)
     state["rest"] += state["forked"]
 """
@@ -101,11 +103,11 @@ def test_every_child_of_a_hundred_is_a_machine_of_its_own(forky: Instance) -> No
     forky.ok("exec", "origin", "-i", "--", "sh", "-c", "cat > /root/witness.py", stdin=WITNESS.encode())
     forky.sh(
         "origin",
-        f"nohup python3 /root/witness.py {peer} 9 >/root/out 2>&1 & "
+        f"TOKEN=hunter2 nohup python3 /root/witness.py {peer} 9 >/root/out 2>&1 & "
         "for i in $(seq 300); do [ -e /run/connected ] && grep -q n /run/witness.json && break; sleep 0.1; done; "
         "[ -e /run/connected ]",
     )
-    made = forky.json("fork", "origin", "-n", str(count), "--name", "c", timeout_s=580)
+    made = forky.json("fork", "origin", "-n", str(count), "--name", "c", "--forget", "TOKEN", timeout_s=580)
     print(f"{count} children")
     assert len(made["children"]) == count
 
@@ -130,6 +132,7 @@ def test_every_child_of_a_hundred_is_a_machine_of_its_own(forky: Instance) -> No
         assert state["forked"], (name, state)
         assert state["tcp"] == "ConnectionAbortedError", (name, state)
         assert state["back"] == 0, (name, state)
+        assert not state["secret"], (name, state)
         assert hostname == name
         assert began - 0.05 <= float(clock) <= ended + 0.05, (name, began, clock, ended)
         # limits: a cgroup of its own
@@ -142,4 +145,5 @@ def test_every_child_of_a_hundred_is_a_machine_of_its_own(forky: Instance) -> No
     # the parent noticed nothing
     state = json.loads(forky.sh("origin", "cat /run/witness.json"))
     assert (state["torn"], state["back"], state["tcp"], state["forked"]) == (0, 0, "open", False), state
+    assert state["secret"], state
     forky.ok("rm", "--all")  # without the shutdown that `down` would give each

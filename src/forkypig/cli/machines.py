@@ -180,6 +180,10 @@ async def _find(forky: "Forky", name: str) -> tuple[str, documents.Document]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items() if part not in (None, "", [])) or "-"
+    if isinstance(value, list):
+        return "; ".join(_text(part) for part in value) or "-"
     return "-" if value in (None, "") else str(value)
 
 

@@ -33,6 +33,7 @@ from forkypig.hostd.packing import pack_later
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.shells import Shell
 from forkypig.model import ForkOptions, ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
+from forkypig.net.tap import Remainder
 from forkypig.qemu import cpu, disks, memory, priority, split
 from forkypig.qemu.process import Process
 
@@ -87,8 +88,12 @@ async def split_machine(
     """Splits a machine into a snapshot and a successor; returns the snapshot and the pause in ms (0 if paused)."""
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
-    async with old.disks_lock, contextlib.AsyncExitStack() as undo:
+    async with old.disks_lock, contextlib.AsyncExitStack() as always, contextlib.AsyncExitStack() as undo:
         record, successor = await _prepare(host, live, old, new, was_running, undo)
+        remainder = None
+        if live.slot is not None:
+            remainder = await live.slot.remainder(old.tap(), successor.parts.process_id)
+            always.callback(remainder.close)
         if quiesce:
             undo.push_async_callback(_thaw, live)
             await live.agent().quiesce(_QUIESCE_S)
@@ -98,7 +103,7 @@ async def split_machine(
         split_pids = (old.pid, successor.process.pid)
         async with host.network.calm():
             with favour, priority.during_split(split_pids, host.split_pids()):
-                pause_ms = await _pause(host, live, old, successor, record, undo)
+                pause_ms = await _pause(host, live, old, successor, record, remainder, undo)
         undo.pop_all()
     # The successor runs: from here on it is the machine, whatever else happens.
     record = replace(
@@ -176,6 +181,7 @@ async def _pause(
     old: Process,
     successor: Shell,
     record: SnapshotRecord,
+    remainder: Remainder | None,
     undo: contextlib.AsyncExitStack,
 ) -> float:
     """From `stop` to the successor running; returns how long that took, in ms."""
@@ -198,6 +204,9 @@ async def _pause(
     faults.reach("bind")
     binding = asyncio.create_task(host.pager.bind(record.snapshot.id))
     undo.push_async_callback(asyncio.wait, {binding})
+    if remainder is not None:
+        with contextlib.suppress(OSError):  # TCP sends again what is lost here
+            remainder.carry_over()
     faults.reach("load")
     await split.load(successor.process, paused=not record.was_running)
     loaded = time.perf_counter()

@@ -19,7 +19,7 @@ from forkypig.net.cabling import Plan
 from forkypig.net.config import GUEST_MAC
 from forkypig.net.excepted import except_on_host
 from forkypig.net.netlink import NetlinkError, NetlinkSocket
-from forkypig.net.tap import Tap, keep_waiting, open_tap
+from forkypig.net.tap import Remainder, Tap, keep_waiting, open_tap
 
 log = structlog.get_logger()
 
@@ -94,6 +94,17 @@ class Slot:
                     raise NotPossibleNow(f"a tap could not join the bridge of {self.name}: {error.strerror}") from error
                 raise
         return tap, links.point_mac_at(index, GUEST_MAC)
+
+    async def remainder(self, old_fd: int, successor: str) -> Remainder:
+        """For the moment when the QEMU that reads `old_fd` (which is taken over) has stopped, see there."""
+        return await asyncio.to_thread(self._remainder, old_fd, successor)
+
+    def _remainder(self, old_fd: int, successor: str) -> Remainder:
+        with self.inside():
+            try:
+                return Remainder(old_fd, successor)
+            except OSError as error:
+                raise ResourceExhausted(f"no way to {successor} in {self.name}: {error.strerror}") from error
 
     def switch(self, tap: str) -> None:
         """From now on the machine is at this port. Synchronous: one message to the kernel, in a fork's pause.

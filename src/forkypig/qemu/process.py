@@ -6,6 +6,7 @@ through a pidfd, so a pid that was reused can't be hit.
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import os
 import signal
@@ -26,6 +27,9 @@ log = structlog.get_logger()
 # A shell answers in 50 ms when the host is idle; with hundreds starting on two cores the last one waits for its turn.
 START_TIMEOUT_S = 60.0
 
+_PIDFD_GETFD = 438  # the number of the system call, on every architecture
+_libc = ctypes.CDLL(None, use_errno=True)
+
 Place = Callable[[], contextlib.AbstractContextManager[None]]
 
 
@@ -43,6 +47,7 @@ class Process:
         # What its disk is made of, the overlay first; None: not known, since an earlier hostd started it.
         self.disks: Sequence[tuple[Path, str]] | None = None
         self.disks_lock = asyncio.Lock()  # from `stop` to `freeze` of a split nobody else may touch them
+        self._exited_in_peace = False
         self.on_end: Callable[[], object] | None = None
         asyncio.get_running_loop().add_reader(pidfd, self._has_ended)
 
@@ -96,12 +101,26 @@ class Process:
             for future in (connecting, ending):
                 future.cancel()
 
+    def tap(self) -> int:
+        """A descriptor of its own on the tap that this QEMU has open; -1 when it has none. The caller closes it.
+
+        Raises MachineFailed when it can't be had.
+        """
+        number = _option(Path(f"/proc/{self.pid}"), "-netdev", "fd=")
+        if not number:
+            return -1
+        descriptor = int(_libc.syscall(_PIDFD_GETFD, self._pidfd, int(number), 0))
+        if descriptor < 0:
+            raise MachineFailed(f"the tap of QEMU {self.id} can't be had: {os.strerror(ctypes.get_errno())}")
+        return descriptor
+
     # -- its end -----------------------------------------------------------------------------------------------------
 
     def _has_ended(self) -> None:
         self._forget_pidfd()
         with contextlib.suppress(ChildProcessError):  # adopted ones are init's children
-            os.waitpid(self.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._exited_in_peace = pid == self.pid and status == 0
         self.session.mark_ended()
         self.ended.set()
         if self.on_end is not None:
@@ -115,8 +134,11 @@ class Process:
 
     @property
     def shut_down(self) -> bool:
-        """Whether QEMU ended in peace: by the guest's power-off or reboot, or by a request."""
-        return self.session.shut_down
+        """Whether QEMU ended in peace: by the guest's power-off or reboot, or by a request.
+
+        Its last word on the monitor may come later than the news of its end; its exit status does not.
+        """
+        return self.session.shut_down or self._exited_in_peace
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal; a process that has ended ignores it."""
@@ -230,13 +252,20 @@ def running(directory: Path) -> dict[str, int]:
 
 def _process_id(proc: Path) -> str:
     """The id in a QEMU command line; empty for other processes."""
+    found = _option(proc, "-name", "guest=")
+    return found if found.startswith("q-") else ""
+
+
+def _option(proc: Path, option: str, key: str) -> str:
+    """What stands behind `key` in the value of an option of a command line; empty when it is not there."""
     try:
-        arguments = (proc / "cmdline").read_bytes().split(b"\0")
+        arguments = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return ""
-    for before, argument in itertools.pairwise(arguments):
-        if before == b"-name" and argument.startswith(b"guest=q-"):
-            return argument.split(b",")[0].removeprefix(b"guest=").decode(errors="replace")
+    for before, value in itertools.pairwise(arguments):
+        for part in value.split(",") if before == option else ():
+            if part.startswith(key):
+                return part.removeprefix(key)
     return ""
 
 

@@ -237,7 +237,7 @@ class Machine:
 
     @property
     def _transfer(self) -> Transfer:
-        return Transfer(self._forky.channel, self._forky.socket, self.id)
+        return Transfer(self._forky.channel, self._forky.socket, self.id, self.name)
 
     async def upload(self, source: str | Path, path: str, *, on_bytes: OnBytes | None = None) -> Copied:
         """Copies a file or a tree into the machine: into `path` if it is a directory there, else as `path`.

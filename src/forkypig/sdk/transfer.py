@@ -115,9 +115,9 @@ def guest_path(path: str) -> str:
 class Transfer:
     """The file verbs of one machine."""
 
-    def __init__(self, channel: grpc.aio.Channel, socket: Path, machine: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, socket: Path, machine: str, name: str) -> None:
         self._stub = agent_pb2_grpc.AgentStub(channel)
-        self._socket, self._machine = socket, machine
+        self._socket, self._machine, self._name = socket, machine, name
 
     async def stat(self, path: str) -> agent_pb2.StatPathResponse:
         request = agent_pb2.StatPathRequest(machine=self._machine, path=guest_path(path))
@@ -135,7 +135,7 @@ class Transfer:
             raise errors.NotFound("directory", str(final.parent), "make it first")
         info = await self.stat(path)
         if not info.exists:
-            raise errors.NotFound("file", f"{self._machine}:{path}")
+            raise errors.NotFound("file", f"{self._name}:{path}")
         total = 0 if info.directory else info.size_bytes
         unpacker = archive.Unpacker(final, _counter(on_bytes, total))
         made = await self._receive(path, unpacker.unpack)
@@ -149,7 +149,7 @@ class Transfer:
         def unpack(stream: IO[bytes]) -> int:
             for tar, entry in archive.entries(stream):
                 if not entry.isreg():
-                    raise errors.InvalidRequest(f"{self._machine}:{path} is not a file: copy it to a directory instead")
+                    raise errors.InvalidRequest(f"{self._name}:{path} is not a file: copy it to a directory instead")
                 archive.copy_content(tar, entry, file, advance)
                 return entry.size
             raise errors.InternalError(f"the machine sent nothing for {path}")
@@ -193,7 +193,7 @@ class Transfer:
         """`size` bytes of `file` as the file `path`."""
         info = await self.stat(path)
         if info.exists and info.directory:
-            raise errors.InvalidRequest(f"{self._machine}:{path} is a directory: name a file in it")
+            raise errors.InvalidRequest(f"{self._name}:{path} is a directory: name a file in it")
         into, name = posixpath.split(guest_path(path))
         advance = _counter(on_bytes, size)
         return await self._send(into, lambda sink: archive.pack_file(file, name, size, mode, sink, advance))
@@ -205,9 +205,9 @@ class Transfer:
         if info.exists and info.directory:
             return clean, name
         if info.exists and is_directory:
-            raise errors.InvalidRequest(f"{self._machine}:{clean} is a file and can't become a directory")
+            raise errors.InvalidRequest(f"{self._name}:{clean} is a file and can't become a directory")
         if path.endswith("/") and not is_directory:
-            raise errors.NotFound("directory", f"{self._machine}:{clean}", "make it first")
+            raise errors.NotFound("directory", f"{self._name}:{clean}", "make it first")
         return posixpath.split(clean)
 
     async def _send(self, directory: str, pack: Callable[[IO[bytes]], None]) -> Copied:
