@@ -36,6 +36,25 @@ def encode_footer(header: bytes, index: bytes, count: int, data_end: int, index_
     return body + blake3(body).digest()
 
 
+def decode_header(header: bytes) -> tuple[bytes, bytes]:
+    """The id of its key and its salt. Raises Damaged."""
+    magic, version, flags, reserved, key_id, salt, more = _HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise Damaged("it is not a pack")
+    if version != VERSION or flags or reserved or more:
+        raise Damaged(f"its format is {version}.{flags}, and this Forky Pig reads {VERSION}.0: use a newer one")
+    return key_id, salt
+
+
+def decode_footer(footer: bytes) -> tuple[int, int, int, bytes]:
+    """How many chunks there are, where they end, where the index starts, and the hash of header and index. Raises
+    Damaged."""
+    end, count, data_end, index_start, digest, own = _FOOTER.unpack(footer)
+    if end != _END_MAGIC or blake3(footer[:-32]).digest() != own:
+        raise Damaged("its end is damaged")
+    return count, data_end, index_start, digest
+
+
 def check_key(found: bytes, key: Key | None, what: str) -> None:
     """Raises InvalidRequest when `key` is not that with the id `found`."""
     if found == (key.id if key else NO_KEY_ID):
@@ -73,14 +92,8 @@ class PackFile:
         footer = os.pread(self._fd, FOOTER_BYTES, self.size_bytes - FOOTER_BYTES)
         if len(header) != HEADER_BYTES or len(footer) != FOOTER_BYTES:
             raise Damaged("it became shorter while it was opened")
-        magic, version, flags, reserved, key_id, _salt, more = _HEADER.unpack(header)
-        if magic != _MAGIC:
-            raise Damaged("it is not a pack")
-        if version != VERSION or flags or reserved or more:
-            raise Damaged(f"its format is {version}.{flags}, and this Forky Pig reads {VERSION}.0: use a newer one")
-        end, count, data_end, index_start, digest, own = _FOOTER.unpack(footer)
-        if end != _END_MAGIC or blake3(footer[:-32]).digest() != own:
-            raise Damaged("its end is damaged")
+        key_id, _salt = decode_header(header)
+        count, data_end, index_start, digest = decode_footer(footer)
         check_key(key_id, key, f"pack {self.path.name}")
         # Python's numbers don't overflow, so a lying count can't make these agree.
         if index_start + index_bytes(count) + FOOTER_BYTES != self.size_bytes or not 0 <= index_start - data_end < 8:
