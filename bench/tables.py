@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import alternatives, busy, density, everyday, floor, generations, network, pause, ready
+from bench import alternatives, busy, chunks, density, everyday, floor, generations, network, pause, ready
 from bench.results import Measure, Results
 from bench.targets import Target, evaluate
 
 _SPREAD = ("p50", "p90", "p99", "min", "max", "IQR", "n")
 _WORDS = {
+    "chunk_kib": "{} KiB",
+    "dictionary": "{} dictionary",
+    "snapshot": "{} snapshot",
     "memory_mib": "{} MiB",
     "dirty_mib": "{} MiB rewritten",
     "generation": "generation {}",
@@ -54,6 +57,14 @@ def tables(results: Results) -> list[Table]:
         _measures(results, "The floor: starting QEMU", floor.SECTION),
         _measures(results, "Host memory of children", density.SECTION),
         _measures(results, "Every day", everyday.SECTION),
+        _measures(
+            results,
+            "Sizes of chunks, on a guest's memory",
+            chunks.SECTION,
+            "«memory in use» has no pages of zeros; «bytes stored» has the index in it. Speeds are of one core's CPU "
+            "time, the fault is of a file in the page cache, verified.",
+        ),
+        _measures(results, "The chunk store, on the same memory", chunks.STORE),
         _measures(
             results,
             "The alternatives, on the same guest and host",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from forkypig.chunks import coding, durable, faults
 from forkypig.chunks.crypt import SALT_BYTES, Key, PackCipher
-from forkypig.chunks.format import Hashes
+from forkypig.chunks.format import HASH_BYTES, Hashes
 from forkypig.chunks.pack import HEADER_BYTES, encode_footer, encode_header
 from forkypig.chunks.pack_index import ABSENT, RAW, PackIndex, find_in
 from forkypig.errors import ResourceExhausted
@@ -33,8 +33,7 @@ class Written:
     size."""
 
     def __init__(self) -> None:
-        self._parts: list[Hashes] = []
-        self._all: Hashes = np.empty((0, 32), np.uint8)
+        self._room: Hashes = np.empty((4096, HASH_BYTES), np.uint8)  # grows by doubling
         self._runs: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]] = []
         self.count = 0
 
@@ -42,8 +41,13 @@ class Written:
         """The next chunks."""
         part = PackIndex.build(hashes, np.zeros(0, np.uint64), np.zeros(0, np.uint32))
         keys, order = part.keys, part.order + np.uint32(self.count)
-        self._parts.append(hashes)
-        self.count += len(hashes)
+        after = self.count + len(hashes)
+        if after > len(self._room):
+            grown = np.empty((max(after, 2 * len(self._room)), HASH_BYTES), np.uint8)
+            grown[: self.count] = self.hashes()
+            self._room = grown
+        self._room[self.count : after] = hashes
+        self.count = after
         while self._runs and len(self._runs[-1][0]) <= 2 * len(keys):
             below_keys, below_order = self._runs.pop()
             keys, order = np.concatenate([below_keys, keys]), np.concatenate([below_order, order])
@@ -53,10 +57,7 @@ class Written:
 
     def hashes(self) -> Hashes:
         """All of them, by position."""
-        if self._parts:
-            self._all = np.concatenate([self._all, *self._parts])
-            self._parts.clear()
-        return self._all
+        return self._room[: self.count]
 
     def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """The position of each, ABSENT where it was not added."""
