@@ -110,6 +110,7 @@ async def packed(host: "Host", snapshot: SnapshotId) -> None:
     record = await _save(host, snapshot, own_memory_bytes=await _own_memory(host, snapshot))
     if record is None:
         return
+    faults.reach("pack-end")
     log.info("packed", snapshot=snapshot, own_mib=record.snapshot.own_memory_bytes >> 20)
     await host.pool.drop(snapshot)  # its shells stand on what goes
     process = host.frozen.pop(snapshot, None)
