@@ -27,8 +27,8 @@ def snapshot_id(number: int) -> SnapshotId:
 def pages(seed: int, count: int) -> npt.NDArray[np.uint8]:
     """Pages that compress, every tenth of which does not, with some zeros and some twice. One buffer."""
     random = np.random.default_rng(seed)
-    made = random.integers(0, 5, (count, PAGE_BYTES)).astype(np.uint8)
-    made[::10] = random.integers(0, 256, (len(made[::10]), PAGE_BYTES))
+    made = random.integers(0, 5, (count, PAGE_BYTES), np.uint8)
+    made[::10] = random.integers(0, 256, (len(made[::10]), PAGE_BYTES), np.uint8)
     made[3::17] = 0
     made[5::19] = made[0]
     return made.reshape(-1)

@@ -22,7 +22,7 @@ from forkypig.model import Shape, SnapshotId
 from tests.chunks_rig import assert_readable, pages, save_snapshot, snapshot_id
 
 KEY = Key(b"k" * 32)
-QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 IDS = st.integers(0, 2**48 - 1).map(lambda number: SnapshotId(f"s-{number:012x}"))
 TEXTS = st.text(max_size=20)
@@ -135,10 +135,10 @@ def test_snapshots_of_any_length(tmp_path: Path, key: Key | None, count: int) ->
 
 def test_what_did_not_change_is_not_stored_again(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    memory = pages(4, 40 * REGION_PAGES)
+    memory = pages(4, 4 * REGION_PAGES)
     save_snapshot(store, 1, memory)
     changed = memory.copy()
-    changed[17 * REGION_BYTES] ^= 1
+    changed[2 * REGION_BYTES] ^= 1
     save_snapshot(store, 2, changed)
     # One page, one block, one piece of device state (it ends in the snapshot's number).
     assert len(store.pack(2)) == 3

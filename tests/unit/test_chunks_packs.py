@@ -21,7 +21,7 @@ from forkypig.errors import Damaged, InvalidRequest, NotFound
 from tests.chunks_rig import pages
 
 KEY = Key(b"k" * 32)
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def make(directory: Path, count: int = 40, key: Key | None = None) -> tuple[Path, list[bytes]]:
@@ -159,8 +159,8 @@ def test_lying_indexes_are_damaged(tmp_path: Path, plain: tuple[bytes, list[byte
 
 
 def test_a_frame_that_says_it_is_huge_is_not_believed() -> None:
-    frame = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 30))
-    assert zstandard.frame_content_size(frame) == 1 << 30
+    frame = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 26))
+    assert zstandard.frame_content_size(frame) == 1 << 26
     unsized = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(bytes(PAGE_BYTES))
     huge_window = b"\x28\xb5\x2f\xfd" + bytes([0b11000000, 0xFF]) + struct.pack("<Q", PAGE_BYTES) + b"\x01\x00\x00"
     for hostile in (frame, unsized, huge_window, b"", frame[:10]):
