@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forkypig.daemon.home import HomePaths
 from forkypig.errors import NotPossibleNow
-from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
+from forkypig.hostd.records import SnapshotRecord
 from forkypig.images.store import ImageFiles, ImageStore
 from forkypig.model import ImageId, SnapshotId
 
@@ -44,10 +44,15 @@ class DiskChains:
             record = self._snapshots.get(snapshot)
             if record is None:
                 raise NotPossibleNow(f"snapshot {snapshot} is gone, and with it a part of the disk that stood on it")
-            if record.phase is SnapshotPhase.PACKED:
+            if record.is_durable:
                 return
             yield record
             snapshot = record.snapshot.parent
+
+    def is_packed(self, snapshot: SnapshotId) -> bool:
+        """Whether the snapshot is packed now; a record that was looked up before an `await` may not know it yet."""
+        record = self._snapshots.get(snapshot)
+        return record is not None and record.is_durable
 
     def packed_disk(self, snapshot: SnapshotId) -> Path:
         """The pager's file with the disk of a packed snapshot."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# A disk that was full is looked at again after this; also how long a fork's snapshot that nobody needs is left alone.
-_AGAIN_S = 5.0
+# After this it is looked whether a disk that was full has room again, or somebody needs what nobody needed.
+_AGAIN_S, _LONGEST_S = 5.0, 60.0
 _AT_ONCE = (SnapshotKind.KEPT, SnapshotKind.HIBERNATION)
 
 
@@ -50,9 +50,10 @@ async def stop_packing(host: "Host", snapshot: SnapshotId) -> None:
 
 async def _when_it_is_time(host: "Host", snapshot: SnapshotId) -> None:
     wait_s = 0.0 if host.snapshots[snapshot].snapshot.kind in _AT_ONCE else host.settings.pack_after_s
+    again_s = _AGAIN_S
     while True:
         await asyncio.sleep(wait_s)
-        wait_s = max(_AGAIN_S, wait_s)
+        wait_s, again_s = again_s, min(2 * again_s, _LONGEST_S)
         record = host.snapshots.get(snapshot)
         if record is None or snapshot not in host.frozen:
             return
@@ -112,7 +113,7 @@ async def packed(host: "Host", snapshot: SnapshotId) -> None:
         return
     faults.reach("pack-end")
     log.info("packed", snapshot=snapshot, own_mib=record.snapshot.own_memory_bytes >> 20)
-    await host.pool.drop(snapshot)  # its shells stand on what goes
+    await host.pool.renew(record, host.memory_path(snapshot))
     process = host.frozen.pop(snapshot, None)
     if process is not None:
         await process.kill()

@@ -18,7 +18,7 @@ from forkypig.errors import ForkyError
 from forkypig.hostd import faults
 from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.network import HostNetwork
-from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
+from forkypig.hostd.records import SnapshotRecord
 from forkypig.model import ImageId, Shape, SnapshotId
 from forkypig.net.slot import Slot
 from forkypig.qemu import disks, priority, split
@@ -182,7 +182,7 @@ class ShellMaker:
                 slot=slot,
             )
             undo.push_async_callback(shell.discard)
-            if record.phase is SnapshotPhase.PACKED:
+            if self.chains.is_packed(record.snapshot.id):
                 devices = self.chains.packed_devices(record.snapshot.id)
                 await split.offer_state(shell.process, devices, packed=True)
             else:
@@ -229,6 +229,12 @@ class ShellPool:
                 shells.append(await self._maker.for_snapshot(record, memory))
         except ForkyError as error:
             log.warning("no shell for the pool", snapshot=record.snapshot.id, error=str(error))
+
+    async def renew(self, record: SnapshotRecord, memory: Path) -> None:
+        """A template was packed: its shells, which stand on the files that it was, make room for new ones."""
+        if record.snapshot.id in {*self._ready, *self._filling}:
+            await self.drop(record.snapshot.id)
+            self.refill(record, memory)
 
     async def drop(self, snapshot: SnapshotId) -> None:
         """Ends the shells of one template."""
