@@ -24,8 +24,8 @@ def pages(store: Store, manifest: Manifest) -> Hashes:
     or names pages of a base image where the manifest has none."""
     found = [np.empty((0, 32), np.uint8)]
     for section in (manifest.memory, manifest.disk):
-        for first in range(0, section.regions, _REGIONS_TOGETHER):
-            found.append(_pages_of(store, section, range(first, min(first + _REGIONS_TOGETHER, section.regions))))
+        every_first = range(0, section.regions, _REGIONS_TOGETHER)
+        found += [_pages_of(store, section, range(section.regions)[at : at + _REGIONS_TOGETHER]) for at in every_first]
     every = distinct(np.concatenate(found))
     _, base = kinds(every)
     if manifest.base is None and (base.any() or BASE_HASH in _entries(manifest)):

@@ -82,9 +82,7 @@ class Parcel:
         return b"".join((self._header, *self.data(), padding, self._index, self._footer))
 
 
-def _described(
-    store: Store, references: References
-) -> tuple[Hashes, npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
+def _described(store: Store, references: References) -> tuple[Hashes, npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
     """Hash, length with RAW, and stored length of each chunk."""
     hashes = store.hashes(references)
     sizes = np.empty(len(references), np.uint32)
@@ -137,7 +135,8 @@ class ParcelIndex:
 
     def stored_lengths(self) -> npt.NDArray[np.int64]:
         """How long each chunk is as it is stored."""
-        return np.diff(self.index.offsets.astype(np.int64))
+        ends = self.index.offsets.astype(np.int64)
+        return np.asarray(ends[1:] - ends[:-1], np.int64)
 
     def opened(self, position: int, stored: bytes) -> bytes:
         """A chunk without its encryption, when its content is what the index says. Raises Damaged."""

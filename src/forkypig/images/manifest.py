@@ -18,6 +18,7 @@ FILES = (DISK, KERNEL, INITRD)
 
 _FORMAT = 1
 _CHUNK = 1 << 20
+_MOST_FILE_BYTES = 1 << 44  # a lying size must not make us write without bound
 
 
 class DamagedManifest(ValueError):
@@ -95,6 +96,26 @@ def _parse(content: dict[str, Any]) -> Manifest:
     if set(files) != set(FILES):
         raise ValueError(f"the files are {sorted(files)}")
     return Manifest(files=files, packages=tuple(content.pop("packages")), **content)
+
+
+def parse_foreign(content: bytes) -> Manifest:
+    """A manifest that somebody else wrote; its types are checked besides. Raises DamagedManifest."""
+    try:
+        manifest = _parse(json.loads(content.decode("utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedManifest(f"the image's manifest: {error!r}") from error
+    texts = (manifest.name, manifest.description, manifest.recipe, manifest.cmdline, manifest.kernel_release)
+    numbers = (manifest.stored_bytes, manifest.created_us, *(entry.size_bytes for entry in manifest.files.values()))
+    hashes = [entry.sha256 for entry in manifest.files.values()]
+    if not all(type(text) is str and text.isprintable() for text in (*texts, *manifest.packages, *hashes)):
+        raise DamagedManifest("the image's manifest has texts that are none")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise DamagedManifest("the image's manifest has numbers that are none")
+    if any(entry.size_bytes > _MOST_FILE_BYTES for entry in manifest.files.values()) or manifest.disk_format != "raw":
+        raise DamagedManifest("the image's files are of a size or format that can't be")
+    if manifest.canonical() != content:
+        raise DamagedManifest("the image's manifest is not written as ours are")
+    return manifest
 
 
 def hash_file(path: Path) -> str:
