@@ -88,6 +88,16 @@ class Folding:
         log.info("folded", machine=live.id, layers=len(self._chain(live)), took_ms=took_ms)
         return True
 
+    async def open_again(self, live: LiveMachine) -> None:
+        """The packed disk that a machine stands on is another file with the same name and content: the pager has begun
+        anew. Does nothing for one on an image's disk. Raises MachineFailed, NotPossibleNow."""
+        process, chain = live.process, self._chain(live)
+        if process is None or not chain[-1][0].is_relative_to(self._host.settings.memory):
+            return
+        async with process.disks_lock:
+            if live.process is process:
+                await fold(process, chain, anew=True)
+
     def _packed_overlays(self) -> Iterator[Path]:
         for record in list(self._host.snapshots.values()):
             if record.phase is SnapshotPhase.PACKED:

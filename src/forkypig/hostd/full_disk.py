@@ -1,7 +1,7 @@
-"""A machine that can't write because the host's disk is full.
+"""A machine whose disk fails: the host's disk is full, or what it reads from is away for a while.
 
-QEMU stops it then (werror=enospc, its default), and nothing is lost: the write is done again when it goes on. Without
-a word it would seem to hang, so here it is noticed, said, and let go on as soon as there is room.
+QEMU stops it then (werror=stop, rerror=stop), and nothing is lost: the request is done again when the machine goes on.
+Without a word it would seem to hang, so here it is noticed, said, and let go on as soon as it can.
 """
 
 import asyncio
@@ -37,22 +37,27 @@ async def watch(host: "Host", live: LiveMachine, process: Process) -> None:
             except MachineFailed:
                 continue
             if event["data"]["action"] == "stop" and not live.stalled:
-                await _wait_for_room(host, live, process)
+                full = bool(event["data"].get("nospace"))
+                await _wait(host, live, process, full=full, reason=str(event["data"].get("reason", "")))
 
 
-async def _wait_for_room(host: "Host", live: LiveMachine, process: Process) -> None:
+async def _wait(host: "Host", live: LiveMachine, process: Process, *, full: bool, reason: str) -> None:
+    """Until the machine goes on. Where its disk can't be read the pager may have begun anew, and what QEMU has open is
+    the old one's: so it is opened again before each attempt, and an error that stays stops the machine again."""
     home = host.settings.home
-    log.error("a machine stands still: the disk is full", machine=live.id, home=str(home))
-    live.stall(f"waiting for room below {home}")
+    log.error("a machine stands still: its disk fails", machine=live.id, home=str(home), full=full, reason=reason)
+    live.stall(f"waiting for room below {home}" if full else f"because its disk can't be read or written: {reason}")
     while live.process is process and live.state is MachineState.PAUSED:
         await asyncio.sleep(_LOOK_S)
-        if shutil.disk_usage(home).free < _ROOM_BYTES:
+        if shutil.disk_usage(home).free < _ROOM_BYTES and full:
             continue
         try:
+            if not full:
+                await host.folding.open_again(live)
             await split.resume(process)
         except ForkyError as error:
             log.error("a machine does not go on", machine=live.id, error=str(error))
         else:
-            log.info("a machine goes on: there is room again", machine=live.id)
+            log.info("a machine goes on", machine=live.id)
             live.stall("")
-        return
+            return

@@ -95,7 +95,11 @@ class CommandLine:
             *("-chardev", f"socket,id=agent,fd={inherited.agent_fd},server=on,wait=off"),
             *("-device", f"virtserialport,bus=ports.0,nr=1,chardev=agent,name={AGENT_PORT}"),
             *self._block_nodes(),
-            *("-device", f"virtio-blk-pci,drive={nodes.format_name(nodes.TOP)},num-queues=1"),
+            # An error that the host may get over stops the machine instead of reaching the guest (hostd/full_disk.py).
+            *(
+                "-device",
+                f"virtio-blk-pci,drive={nodes.format_name(nodes.TOP)},num-queues=1,werror=stop,rerror=stop",
+            ),
         ]
         if hardware.network != "none":
             backend = f"tap,id=net0,fd={inherited.tap_fd}" if hardware.network == "tap" else "user,id=net0"
