@@ -37,18 +37,22 @@ class Checked:
     problems: tuple[Problem, ...]
 
 
-def check(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> Checked:
-    """Verifies every chunk of every pack, and that every snapshot has all that it needs. `progress` is told bytes of
-    packs, done and in all. Takes no lock: what is packed or collected meanwhile is seen or not."""
+def check(
+    store: Store, progress: Callable[[int, int], None] = lambda done, total: None, *, deep: bool = True
+) -> Checked:
+    """Verifies every chunk of every pack, and that every snapshot has all that it needs; without `deep` the indexes of
+    packs, blocks and device states alone. `progress` is told bytes of packs, done and in all. Takes no lock: what is
+    packed or collected meanwhile is seen or not."""
     store.refresh()
-    return _Check(store, progress).run()
+    return _Check(store, progress, deep).run()
 
 
 class _Check:
     """One check."""
 
-    def __init__(self, store: Store, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, store: Store, progress: Callable[[int, int], None], deep: bool) -> None:
         self._store = store
+        self._deep = deep
         self._progress = progress
         self._problems: list[Problem] = []
         self._bad: Hashes = np.empty((0, 32), np.uint8)  # of chunks whose content is damaged; sorted
@@ -67,7 +71,7 @@ class _Check:
             except Damaged as error:
                 self._problems.append(Problem(f"pack {number:016x}", str(error)))
                 continue
-            for first in range(0, len(pack), _CHUNKS_TOGETHER):
+            for first in range(0, len(pack) if self._deep else 0, _CHUNKS_TOGETHER):
                 bad += self._damaged(number, range(first, min(first + _CHUNKS_TOGETHER, len(pack))))
                 self._progress(done + int(pack.index.offsets[first]), total)
             done += pack.size_bytes

@@ -4,7 +4,7 @@ Crash-safe in its order: what matters is in a new pack, durable, before the old 
 given again, so that a reference is to what it was to, or to nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from forkypig.chunks.section import Section, kinds, read_hashes
 from forkypig.chunks.store import Store
 from forkypig.chunks.writer import Writer
 from forkypig.errors import Damaged, ResourceExhausted
+from forkypig.model import SnapshotId
 
 RUBBISH = 0.25  # of a pack, from which on it is written anew: at most a third more is on disk than needed
 SMALL_BYTES = 8 << 20
@@ -58,6 +59,7 @@ class Collected:
     packs_removed: int
     packs_rewritten: int
     moved: Moved
+    more_bytes: int = 0  # that writing packs anew would free, where that was not done
     problems: tuple[str, ...] = ()  # packs that could not be written anew: they stay as they are
 
 
@@ -67,15 +69,19 @@ def collect(
     *,
     before_removal: Callable[[Moved], None] = lambda _: None,
     wait: bool = True,
+    rewrite: bool = True,
+    dry_run: bool = False,
+    without: Collection[SnapshotId] = (),
 ) -> Collected:
     """Collects. The manifests are read here, with the lock held: what was packed a moment ago counts.
 
     `also_keep`: references that somebody holds though no manifest names them. `before_removal` is called each time
     that chunks have moved, when the new pack is durable and the old ones are still there: whoever holds references
-    changes them then. Raises Damaged, and takes nothing, when a manifest or a block can't be read; Busy without
-    `wait`."""
+    changes them then; where nobody can tell them, packs are not to be written anew (`rewrite`). `dry_run`: only says
+    what would go. `without`: manifests that nobody knows of; they go first. Raises Damaged, and takes nothing else,
+    when a manifest or a block can't be read; Busy without `wait`."""
     with store.locked(wait=wait):
-        return _Collection(store, before_removal).run(also_keep)
+        return _Collection(store, before_removal, rewrite=rewrite, dry_run=dry_run).run(also_keep, frozenset(without))
 
 
 def mark(store: Store, manifests: Iterable[Manifest]) -> dict[int, Mask]:
@@ -114,24 +120,32 @@ def _rows(section: Section) -> list[bytes]:
 class _Collection:
     """One collection, under the lock."""
 
-    def __init__(self, store: Store, before_removal: Callable[[Moved], None]) -> None:
+    def __init__(self, store: Store, before_removal: Callable[[Moved], None], *, rewrite: bool, dry_run: bool) -> None:
         self._store = store
+        self._rewrites, self._dry_run = rewrite and not dry_run, dry_run
         self._before_removal = before_removal
         self._tables: dict[int, References] = {}
         self._problems: list[str] = []
         self._freed = self._removed = self._rewritten = self._dropped = 0
 
-    def run(self, also_keep: Iterable[References]) -> Collected:
+    def run(self, also_keep: Iterable[References], without: frozenset[SnapshotId]) -> Collected:
         store = self._store
+        for snapshot in () if self._dry_run else without:
+            manifest_file.remove(store, snapshot)
         self._sweep()
-        manifests = [manifest_file.load(store, snapshot) for snapshot in manifest_file.saved(store)]
+        saved = [snapshot for snapshot in manifest_file.saved(store) if snapshot not in without]
+        manifests = [manifest_file.load(store, snapshot) for snapshot in saved]
         used = mark(store, manifests)
         for references in also_keep:
             mark_references(used, references)
         faults.reach("collect-marked")
         self._remove([number for number, mask in used.items() if not mask.any()])
+        more_bytes = 0
         for group in self._groups(used):
-            self._rewrite(group, used)
+            if self._rewrites:
+                self._rewrite(group, used)
+            else:
+                more_bytes += sum(self._rubbish_bytes(number, used[number]) for number in group)
         return Collected(
             manifests=len(manifests),
             chunks_kept=sum(int(np.count_nonzero(mask)) for mask in used.values()),
@@ -140,6 +154,7 @@ class _Collection:
             packs_removed=self._removed,
             packs_rewritten=self._rewritten,
             moved=Moved(dict(self._tables)),
+            more_bytes=more_bytes,
             problems=tuple(self._problems),
         )
 
@@ -155,13 +170,16 @@ class _Collection:
             ]
         for part in parts:
             self._freed += part.stat().st_size
-            part.unlink(missing_ok=True)
+            if not self._dry_run:
+                part.unlink(missing_ok=True)
 
     def _groups(self, used: dict[int, Mask]) -> list[list[int]]:
         """Packs to be written anew: one by one, so that little room is needed, and the small ones together."""
         groups: list[list[int]] = []
         small: list[int] = []
         for number in self._store.numbers:
+            if not used[number].any():
+                continue  # it goes whole
             pack = self._store.pack(number)
             if pack.data_bytes < SMALL_BYTES:
                 small.append(number)
@@ -205,7 +223,12 @@ class _Collection:
             self._freed += pack.size_bytes
             self._dropped += len(pack) - (int(np.count_nonzero(used[number])) if used else 0)
         self._removed += len(numbers) if used is None else 0
-        self._store.remove_packs(numbers)
+        if not self._dry_run:
+            self._store.remove_packs(numbers)
+
+    def _rubbish_bytes(self, number: int, used: Mask) -> int:
+        pack = self._store.pack(number)
+        return pack.data_bytes - _live_bytes(pack.index.offsets, used)
 
 
 def _live_bytes(offsets: References, used: npt.NDArray[np.bool_]) -> int:
