@@ -126,6 +126,7 @@ async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
         process_id=parts.process_id,
         memory=None,
         generation_id=shell.generation_id,
+        machine_id=identity.machine_id,
         held=False,
         slot=shell.slot.name if shell.slot is not None else "",
     )

@@ -121,7 +121,8 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
             joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})
-            channel = await load(live, shell, _identity(host, live, record, options), undo)
+            identity = _identity(host, live, record, options)
+            channel = await load(live, shell, identity, undo)
             await joining
             if options.paused:
                 await split.stop(shell.process)
@@ -135,6 +136,7 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             disk=shell.parts.disk,
             console=shell.console,
             generation_id=shell.generation_id,
+            machine_id=identity.machine_id,
             slot=shell.slot.name if shell.slot is not None else "",
         )
         return Child(live.view(), (time.perf_counter() - began) * 1000)

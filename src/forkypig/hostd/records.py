@@ -38,6 +38,7 @@ class MachineRecord:
     memory: SnapshotId | None  # whose memory its QEMU maps; None: it booted, now or after a stop
     generation_id: UUID  # what VMGENID says; a machine keeps it over its own forks
     slot: str = ""  # its network namespace; "": none
+    machine_id: str = ""  # what its guest has in /etc/machine-id; "": not known
     held: bool = False  # it does not run now and is to: the next hostd, should this one die, lets it go on
 
 

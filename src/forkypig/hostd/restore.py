@@ -80,8 +80,9 @@ async def wake_machine(host: "Host", live: LiveMachine) -> Machine:
 
 def _identity(live: LiveMachine, *, own: bool, tcp: Tcp) -> Identity:
     """Entropy and clock are new in any case: what was drawn after the snapshot must not be drawn again. `own`: the
-    snapshot is the machine's, so its machine id and SSH keys are too."""
-    return Identity(hostname=live.name, machine_id=secrets.token_hex(16), own=own, tcp=tcp)
+    snapshot is the machine's, so its machine id and SSH keys are too; else it gets its machine id back."""
+    machine_id = live.record.machine_id or secrets.token_hex(16)
+    return Identity(hostname=live.name, machine_id=machine_id, own=own, tcp=tcp)
 
 
 async def _become(host: "Host", live: LiveMachine, record: SnapshotRecord, identity: Identity) -> None:
