@@ -8,8 +8,11 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from forkypig.chunks.collect import Moved, collect
+from forkypig.chunks.store import Store
 from forkypig.errors import NotFound, NotPossibleNow
 from forkypig.model.ids import SnapshotId
 from forkypig.pager.order import BaseImage, Disk, DiskLayer, Extent
@@ -114,7 +117,7 @@ async def test_readers_that_die_under_load_cost_a_delay_and_nothing_else() -> No
             return rounds
 
         machines = [asyncio.create_task(machine(number)) for number in range(2)]
-        killed = set()
+        killed: set[int] = set()
         deadline = time.monotonic() + 20
         while len(killed) < 5:
             assert time.monotonic() < deadline
@@ -208,3 +211,33 @@ async def test_the_working_set_of_a_start_is_pushed_at_the_next() -> None:
         assert {s.snapshot: s.reads for s in status.snapshots}[root] == 0, "pages that were pushed were read again"
         assert 20 * PAGE <= status.cached_bytes <= size
         assert (rig.home / "store" / "touched" / root).exists()
+
+
+async def test_chunks_that_a_collection_moves_are_found_at_their_new_places() -> None:
+    async with running_pager() as rig:
+        first = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(first.dirty, 0, SIZE)
+        gone = await rig.split(first, None, SIZE)
+        second = await asyncio.to_thread(rig.guest, gone, SIZE)
+        await asyncio.to_thread(second.dirty, 0, SIZE // 2)
+        kept = await rig.split(second, gone, SIZE)
+        await rig.pack(gone)
+        await rig.pack(kept)
+        expected = await rig.content(kept)
+        guest = await asyncio.to_thread(rig.guest, kept, SIZE)
+        assert await asyncio.to_thread(guest.read, 0, PAGE) == expected[:PAGE]
+        frozen = await rig.split(guest, kept, SIZE)
+        await rig.client.forget(gone)
+        loop, tables = asyncio.get_running_loop(), rig.home / "store" / "moved.npz"
+
+        def tell(moved: Moved) -> None:
+            np.savez(tables, **{f"{number:016x}": table for number, table in moved.tables.items()})  # type: ignore[arg-type]
+            asyncio.run_coroutine_threadsafe(rig.client.move(tables), loop).result(20)
+
+        store = Store.open(rig.home / "store")
+        collected = await asyncio.to_thread(lambda: collect(store, before_removal=tell))
+        assert collected.packs_rewritten
+        for snapshot in (kept, frozen):
+            drop_cache(rig.file(snapshot))
+            assert await rig.content(snapshot) == expected
+        assert "failed" not in rig.log()

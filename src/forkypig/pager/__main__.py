@@ -32,7 +32,7 @@ async def run(settings: Settings) -> None:
     layers = FrozenLayers()
     content = Content(layers, reader)
     starts = Starts(content, shelf, settings.memory)
-    catalogue = Catalogue(layers, content, starts, shelf, settings.memory)
+    catalogue = Catalogue(layers, reader, starts, shelf, settings.memory)
     catalogue.load()
     await reader.start()
     fuse_loop.enable()

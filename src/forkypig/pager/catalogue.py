@@ -12,17 +12,17 @@ from forkypig.errors import AlreadyExists, InvalidRequest, NotFound, NotPossible
 from forkypig.model import SnapshotId
 from forkypig.model.ids import check_id
 from forkypig.pager import frozen
-from forkypig.pager.content import Content
 from forkypig.pager.index import PageIndex
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.order import PackOrder
 from forkypig.pager.packing import Packed, Packing
 from forkypig.pager.prefetch import Recording
+from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.served import FileKind, ServedFile
-from forkypig.pager.shelf import Shelf
+from forkypig.pager.shelf import Shelf, StoredSnapshot
 from forkypig.pager.snapshot import INODES, Snapshot, State
 from forkypig.pager.starts import Starts
-from forkypig.pager.upkeep import Upkeep
+from forkypig.pager.upkeep import Upkeep, read_moved
 
 log = structlog.get_logger()
 
@@ -35,28 +35,33 @@ _COMPLETE_AFTER_LOAD_S = 0.5
 class Catalogue:
     """The snapshots by id, and by the inode of their directory."""
 
-    def __init__(self, layers: FrozenLayers, content: Content, starts: Starts, shelf: Shelf, mount: Path) -> None:
+    def __init__(self, layers: FrozenLayers, reader: ReaderLink, starts: Starts, shelf: Shelf, mount: Path) -> None:
         self.layers, self.shelf = layers, shelf
         self.snapshots: dict[str, Snapshot] = {}
         self.by_inode: dict[int, Snapshot] = {}
         self.on_forget: Callable[[Snapshot], None] = lambda _: None  # the file system drops the kernel's entry
-        self._content, self._starts, self._mount = content, starts, mount
+        self._reader, self._starts, self._mount = reader, starts, mount
         self._next_inode = INODES  # 1 is the root; never used again
         self._upkeep = Upkeep(layers, self.snapshots)
         self._packing: dict[str, Packing] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._replacing = asyncio.Lock()  # references of the whole catalogue change
+        self._moves = 0
 
     # -- what hostd asks -----------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Offers all packed snapshots. Before the event loop has anything else to do: it reads files."""
         for stored in self.shelf.load():
-            index = PageIndex(stored.memory_bytes, 0, None, None)
-            snapshot = Snapshot(stored.snapshot, self._inode(), index, stored.memory_bytes, None, stored.parent)
-            snapshot.recording = Recording.of(self.shelf.touched(stored.snapshot))
-            self._offer_stored(snapshot, stored.disk_bytes, stored.devices_bytes, stored.base)
-            snapshot.enter(State.PACKED)
-            self._offer(snapshot)
+            self._take(stored)
+
+    def _take(self, stored: StoredSnapshot) -> None:
+        index = PageIndex(stored.memory_bytes, 0, None, None)
+        snapshot = Snapshot(stored.snapshot, self._inode(), index, stored.memory_bytes, None, stored.parent)
+        snapshot.recording = Recording.of(self.shelf.touched(stored.snapshot))
+        self._offer_stored(snapshot, stored.disk_bytes, stored.devices_bytes, stored.base)
+        snapshot.enter(State.PACKED)
+        self._offer(snapshot)
 
     def get(self, snapshot_id: str) -> Snapshot:
         """Raises NotFound."""
@@ -136,8 +141,13 @@ class Catalogue:
             running.task.add_done_callback(lambda task: self._packing_ended(snapshot_id, task))
         return running
 
-    def open(self, snapshot_id: str, size_bytes: int, parent_id: str, base: str) -> None:
-        """Checks that a packed snapshot is offered (`load` has done it), and learns where its base image lies."""
+    async def open(self, snapshot_id: str, size_bytes: int, parent_id: str, base: str) -> None:
+        """Checks that a packed snapshot is offered, one that was imported from now on, and learns where its base image
+        lies."""
+        if check_id(snapshot_id) not in self.snapshots:
+            stored = await asyncio.to_thread(self.shelf.stored, SnapshotId(snapshot_id))
+            if snapshot_id not in self.snapshots:
+                self._take(stored)
         snapshot = self.get(snapshot_id)
         if (snapshot.size_bytes, snapshot.parent_id) != (size_bytes, parent_id):
             raise InvalidRequest(f"{snapshot_id} is another snapshot than the pager knows: {snapshot.size_bytes} bytes")
@@ -145,6 +155,14 @@ class Catalogue:
             raise NotPossibleNow(f"the memory of {snapshot_id} is lost: a process that held it has ended")
         if base and (disk := snapshot.files.get(FileKind.DISK)) is not None:
             disk.base = Path(base)
+
+    async def move(self, path: Path) -> None:
+        """Chunks are elsewhere: all references to them change. Raises InvalidRequest."""
+        moved = await asyncio.to_thread(read_moved, path)
+        self._moves += 1
+        async with self._replacing:
+            await self._upkeep.move(moved)
+        await self._reader.size()  # it looks at the packs anew, and lets go of those that are about to go
 
     async def forget(self, snapshot_id: str) -> None:
         """Forgets a snapshot. Raises NotPossibleNow when its memory is still in its frozen process and others stand on
@@ -178,6 +196,7 @@ class Catalogue:
         if to_write and snapshot.state is State.PACKED and file.opened == 0:
             self._starts.begins(snapshot)
         file.opened += 1
+        file.touched = True
 
     def released(self, snapshot: Snapshot, file: ServedFile) -> None:
         """It has closed it, and all mappings of it."""
@@ -222,7 +241,7 @@ class Catalogue:
 
     async def _make_index(self, parent: Snapshot) -> None:
         try:
-            await self._content.make_all(parent.memory)
+            await self._starts.content.make_all(parent.memory.index)
         except OSError as error:
             raise NotPossibleNow(f"nothing can stand on {parent.id}: its index can't be read ({error})") from error
 
@@ -235,6 +254,7 @@ class Catalogue:
         self.by_inode[snapshot.inode] = snapshot
 
     def _offer_stored(self, snapshot: Snapshot, disk_bytes: int, devices_bytes: int, base: Path | None) -> None:
+        snapshot.memory.index.stored_as = snapshot.id, FileKind.MEMORY.value
         if disk_bytes:
             snapshot.add_file(FileKind.DISK, disk_bytes).base = base
         if devices_bytes:
@@ -251,7 +271,16 @@ class Catalogue:
                     raise NotPossibleNow(
                         f"{snapshot.id} can't be packed: it needs {self.layers[number].snapshot}, which is lost"
                     )
-            result = await packing.run(self.shelf, self.layers)
+            while True:
+                moves = self._moves
+                try:
+                    result = await packing.run(self.shelf, self.layers)
+                except NotPossibleNow:
+                    if moves == self._moves:
+                        raise
+                    continue  # chunks that it knew of were moved meanwhile
+                if moves == self._moves:
+                    break
             finishing = asyncio.ensure_future(self._packed(snapshot, result))
             try:
                 await asyncio.shield(finishing)
@@ -262,7 +291,8 @@ class Catalogue:
     async def _packed(self, snapshot: Snapshot, result: Packed) -> None:
         """It is in the store: whoever names its frozen layer names chunks from now on, and the layer goes."""
         self._unwatch(snapshot)
-        await self._upkeep.replace_layer(snapshot, result.memory)
+        async with self._replacing:
+            await self._upkeep.replace_layer(snapshot, result.memory)
         snapshot.frozen = None
         self._offer_stored(snapshot, result.disk_bytes, result.devices_bytes, result.base)
         snapshot.enter(State.PACKED)

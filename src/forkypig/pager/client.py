@@ -69,15 +69,6 @@ class PagerClient:
         with rpc_errors():
             await self._stub.EndOfLoad(pager_pb2.SnapshotMemoryRequest(snapshot=snapshot), timeout=_TIMEOUT_S)
 
-    async def settle(self, snapshot: SnapshotId) -> AsyncIterator[model.Progress]:
-        """Copies its own pages (in bytes) to its layer; when it ends the frozen process is not needed any more. Goes on
-        when the caller goes away. Raises ResourceExhausted (disk full; nothing has changed), NotFound or
-        NotPossibleNow."""
-        request = pager_pb2.SnapshotMemoryRequest(snapshot=snapshot)
-        # No deadline: it depends on the disk. The pager ends it when it makes no progress.
-        async for message in translated(aiter(self._stub.Settle(request))):
-            yield progress_from_wire(message)
-
     async def pack(self, snapshot: SnapshotId, order: PackOrder) -> AsyncIterator[model.Progress]:
         """Makes a snapshot durable (see Pack in pager.proto); progress is in bytes. A packed one is fine. Raises
         ResourceExhausted (disk full; nothing has changed), NotFound or NotPossibleNow."""
@@ -106,6 +97,12 @@ class PagerClient:
         )
         with rpc_errors():
             await self._stub.Open(request, timeout=_TIMEOUT_S)
+
+    async def move(self, tables: Path) -> None:
+        """Chunks are elsewhere, as a file says (MoveRequest in pager.proto). Raises InvalidRequest when it can't be
+        read."""
+        with rpc_errors():
+            await self._stub.Move(pager_pb2.MoveRequest(path=str(tables)))
 
     async def forget(self, snapshot: SnapshotId) -> None:
         """Forgets a snapshot; unknown ones are fine. Raises NotPossibleNow while others need its frozen process."""

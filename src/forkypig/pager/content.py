@@ -33,38 +33,45 @@ class Content:
             return (await self._reader.devices(file.snapshot))[offset : offset + length]
         first = offset // PAGE_BYTES
         count = -(-(offset + length) // PAGE_BYTES) - first
-        while True:
-            try:
-                references = file.index.references(first, count)
-                break
-            except NotMade as missing:
-                await self.make(file, missing.index, missing.position)
-        data = await self._pages(file, first, references)
+        try:
+            data = await self._pages(file, first, await self._references(file.index, first, count))
+        except OSError:
+            if file.index.stored_as is None:
+                raise
+            # A collection may have moved chunks while their places were on the way to us.
+            file.index.drop()
+            data = await self._pages(file, first, await self._references(file.index, first, count))
         skip = offset - first * PAGE_BYTES
         return data if skip == 0 and len(data) == length else data[skip : skip + length]
 
-    async def make_all(self, file: ServedFile) -> None:
+    async def make_all(self, index: PageIndex) -> None:
         """Reads the whole index of a stored file. Raises OSError."""
-        for position in range(0, file.index.regions, _REGIONS_A_STEP):
-            if not file.index.is_made(position):
-                await self.make(file, file.index, position)
+        for position in range(index.regions):
+            if not index.is_made(position):
+                await self._make(index, position)
 
-    async def make(self, file: ServedFile, index: PageIndex, position: int) -> None:
+    async def _references(self, index: PageIndex, first: int, count: int) -> list[int]:
+        while True:
+            try:
+                return index.references(first, count)
+            except NotMade as missing:
+                await self._make(missing.index, missing.position)
+
+    async def _make(self, index: PageIndex, position: int) -> None:
         """Reads the regions around `position` from the store, once for all who wait. Raises OSError."""
-        if index is not file.index:  # an ancestor's: `reserve` has made it, and it is kept meanwhile
-            raise OSError(errno.EIO, f"the index of {file.snapshot} can't be made")
         step = position - position % _REGIONS_A_STEP
-        key = (file.inode, step)
+        key = (id(index), step)  # the task holds the index
         making = self._making.get(key)
         if making is None:
-            making = self._making[key] = asyncio.ensure_future(self._make(file, step))
+            making = self._making[key] = asyncio.ensure_future(self._fill(index, step))
             making.add_done_callback(lambda _: self._making.pop(key, None))
         await asyncio.shield(making)
 
-    async def _make(self, file: ServedFile, step: int) -> None:
-        count = min(_REGIONS_A_STEP, file.index.regions - step)
-        references = await self._reader.expand(file.snapshot, file.kind.value, step, count)
-        file.index.fill(step, references)
+    async def _fill(self, index: PageIndex, step: int) -> None:
+        if index.stored_as is None:
+            raise OSError(errno.EIO, "the index of a frozen memory can't be made: its process has ended")
+        count = min(_REGIONS_A_STEP, index.regions - step)
+        index.fill(step, await self._reader.expand(*index.stored_as, step, count))
 
     async def _pages(self, file: ServedFile, first: int, references: list[int]) -> bytes | bytearray:
         frozen: list[tuple[int, bytes]] = []  # where in the answer, what

@@ -8,7 +8,7 @@ by whoever reads the chunk store (stored.py). A region without own pages is the 
 immutable, and shared between snapshots.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +68,7 @@ class PageIndex:
         """`number` is of the frozen layer that `own` tells of; without `own` the regions are all given (`fill`)."""
         self.pages = -(-size_bytes // PAGE_BYTES)
         self.own_page_count = 0  # as far as the index is made
+        self.stored_as: tuple[str, str] | None = None  # snapshot and file, where the store has it
         self.complete = self.pages == 0
         self._reference = frozen_reference(number)
         self._parent = parent
@@ -183,6 +184,17 @@ class PageIndex:
                     first = position * REGION_PAGES
                     new = _immutable(np.where(held, packed[first : first + len(region)], region))
                 done[id(region)] = region, new
+            self._regions[position] = done[id(region)][1]
+            yield
+
+    def moved(self, renamed: Callable[[References], References], done: Replaced) -> Iterator[None]:
+        """Replaces references by what `renamed` says; otherwise as `fill_packed`."""
+        for position, region in enumerate(self._regions):
+            if region is None:
+                continue
+            if id(region) not in done:
+                new = renamed(region)
+                done[id(region)] = region, region if np.array_equal(new, region) else _immutable(new)
             self._regions[position] = done[id(region)][1]
             yield
 

@@ -22,4 +22,5 @@ class ServedFile:
         self.index = index
         self.base: Path | None = None  # where the image lies to which references may point
         self.opened = 0
+        self.touched = False  # opened ever, so that the page cache may hold some of it
         self.reads = self.read_bytes = 0

@@ -56,7 +56,8 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
     @_answers
     async def GetPagerStatus(self, request: common_pb2.Empty, context: _Context) -> pager_pb2.PagerStatus:
         snapshots = list(self._catalogue.snapshots.values())
-        files = [self._mountpoint / file.snapshot / file.kind.value for s in snapshots for file in s.files.values()]
+        touched = [file for snapshot in snapshots for file in snapshot.files.values() if file.touched]
+        files = [self._mountpoint / file.snapshot / file.kind.value for file in touched]
         cached = await asyncio.to_thread(lambda: sum(map(cache.cached_bytes, files)))
         try:
             stored_bytes, chunks = await self._reader.size()
@@ -96,15 +97,14 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
         except Exception as error:  # the edge of an RPC
             await status.abort(context, error)
 
-    async def Settle(
-        self, request: pager_pb2.SnapshotMemoryRequest, context: _Context
-    ) -> AsyncIterator[common_pb2.Progress]:
-        async for progress in self.Pack(pager_pb2.PackRequest(snapshot=request.snapshot), context):
-            yield progress
-
     @_answers
     async def Open(self, request: pager_pb2.OpenRequest, context: _Context) -> common_pb2.Empty:
-        self._catalogue.open(request.snapshot, request.size_bytes, request.parent, request.base)
+        await self._catalogue.open(request.snapshot, request.size_bytes, request.parent, request.base)
+        return common_pb2.Empty()
+
+    @_answers
+    async def Move(self, request: pager_pb2.MoveRequest, context: _Context) -> common_pb2.Empty:
+        await self._catalogue.move(Path(request.path))
         return common_pb2.Empty()
 
     @_answers

@@ -63,6 +63,7 @@ class Snapshot:
         """Offers its disk or its device state, once it is stored."""
         inode = self.inode + 1 + list(FileKind).index(kind)
         index = PageIndex(size_bytes if kind is FileKind.DISK else 0, 0, None, None)
+        index.stored_as = self.id, kind.value
         file = self.files[kind] = ServedFile(self.id, kind, inode, size_bytes, index)
         return file
 

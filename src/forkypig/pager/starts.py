@@ -28,7 +28,7 @@ class Starts:
     """Recordings and pushes. Everything here runs on the event loop, but for the storing."""
 
     def __init__(self, content: Content, shelf: Shelf, mount: Path) -> None:
-        self._content, self._shelf, self._mount = content, shelf, mount
+        self.content, self._shelf, self._mount = content, shelf, mount
         self._pusher = ThreadPoolExecutor(1, "push")
         self._pusher.submit(int)  # starts the thread: hostd raises the priority of those that are there at a split
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,7 +90,7 @@ class Starts:
         for position, (first, count) in enumerate(ahead, 1):
             offset = first * PAGE_BYTES
             try:
-                parts.append((offset, await self._content.read(snapshot.memory, offset, count * PAGE_BYTES)))
+                parts.append((offset, await self.content.read(snapshot.memory, offset, count * PAGE_BYTES)))
             except OSError as error:  # it is read as usual then, and fails there
                 log.warning("not pushed", snapshot=snapshot.id, offset=offset, error=str(error))
             pages += count

@@ -3,10 +3,14 @@ split, and replacing a frozen layer when its pages are in the store."""
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import structlog
 
+from forkypig.chunks.collect import Moved
 from forkypig.chunks.format import PAGE_BYTES
+from forkypig.errors import InvalidRequest
 from forkypig.pager.index import References, Replaced
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.snapshot import Snapshot, State
@@ -82,3 +86,21 @@ class Upkeep:
             self._layers.release({layer.number}, user)
         self._layers.release(snapshot.names - {layer.number}, snapshot.id)
         snapshot.names, snapshot.layer = set(), None
+
+    async def move(self, moved: Moved) -> None:
+        """Changes all references to chunks that are elsewhere now. Raises Damaged for one that was taken."""
+        done: Replaced = {}
+        for snapshot in list(self._snapshots.values()):
+            for file in list(snapshot.files.values()):
+                for count, _ in enumerate(file.index.moved(moved.renamed, done)):
+                    if count % _REPLACED_A_STEP == 0:
+                        await asyncio.sleep(0)
+
+
+def read_moved(path: Path) -> Moved:
+    """A file that tells where chunks are (MoveRequest in pager.proto). Raises InvalidRequest."""
+    try:
+        with np.load(path, allow_pickle=False) as tables:
+            return Moved({int(name, 16): tables[name].astype(np.uint64) for name in tables.files})
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} does not say where chunks are: {error}") from error

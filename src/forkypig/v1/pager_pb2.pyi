@@ -71,14 +71,12 @@ class PagerSnapshot(_message.Message):
         STATE_UNSPECIFIED: PagerSnapshot._State.ValueType  # 0
         STATE_RESERVED: PagerSnapshot._State.ValueType  # 1
         STATE_FROZEN: PagerSnapshot._State.ValueType  # 2
-        STATE_SETTLED: PagerSnapshot._State.ValueType  # 3
         STATE_PACKED: PagerSnapshot._State.ValueType  # 4
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: PagerSnapshot.State.ValueType  # 0
     STATE_RESERVED: PagerSnapshot.State.ValueType  # 1
     STATE_FROZEN: PagerSnapshot.State.ValueType  # 2
-    STATE_SETTLED: PagerSnapshot.State.ValueType  # 3
     STATE_PACKED: PagerSnapshot.State.ValueType  # 4
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
@@ -384,6 +382,29 @@ class BaseImage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BaseImage: _TypeAlias = BaseImage  # noqa: Y015
+
+@_typing.final
+class MoveRequest(_message.Message):
+    """The file is numpy's .npz: for each pack that goes, under its number as 16 hex digits, an array of uint64: the new reference
+    of each position, 0 for what is gone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveRequest: _TypeAlias = MoveRequest  # noqa: Y015
 
 @_typing.final
 class OpenRequest(_message.Message):

@@ -55,11 +55,6 @@ class PagerStub:
                 request_serializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
-        self.Settle = channel.unary_stream(
-                '/forkypig.v1.Pager/Settle',
-                request_serializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
-                response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
-                _registered_method=True)
         self.Pack = channel.unary_stream(
                 '/forkypig.v1.Pager/Pack',
                 request_serializer=forkypig_dot_v1_dot_pager__pb2.PackRequest.SerializeToString,
@@ -68,6 +63,11 @@ class PagerStub:
         self.Open = channel.unary_unary(
                 '/forkypig.v1.Pager/Open',
                 request_serializer=forkypig_dot_v1_dot_pager__pb2.OpenRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
+        self.Move = channel.unary_unary(
+                '/forkypig.v1.Pager/Move',
+                request_serializer=forkypig_dot_v1_dot_pager__pb2.MoveRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
         self.Forget = channel.unary_unary(
@@ -107,13 +107,6 @@ class PagerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Settle(self, request, context):
-        """Copies the frozen process's own pages to the layer file; afterwards the process is not needed any more.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Pack(self, request, context):
         """Makes the snapshot durable: memory, disk and device state go to the chunk store, and its manifest is written. When
         it ends neither the frozen process nor the files that were named are needed any more, and MOUNT/<snapshot>/disk and
@@ -125,7 +118,16 @@ class PagerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Open(self, request, context):
-        """Checks that a packed snapshot is offered (all are, from the start), and says where its base image lies.
+        """Checks that a packed snapshot is offered, and says where its base image lies. All are offered from the start; one whose
+        manifest came later (by an import) is from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Move(self, request, context):
+        """Chunks were written anew elsewhere (by a collection, which still holds the store): references to them are changed. When
+        it ends the old packs may go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,11 +163,6 @@ def add_PagerServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
-            'Settle': grpc.unary_stream_rpc_method_handler(
-                    servicer.Settle,
-                    request_deserializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.FromString,
-                    response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
-            ),
             'Pack': grpc.unary_stream_rpc_method_handler(
                     servicer.Pack,
                     request_deserializer=forkypig_dot_v1_dot_pager__pb2.PackRequest.FromString,
@@ -174,6 +171,11 @@ def add_PagerServicer_to_server(servicer, server):
             'Open': grpc.unary_unary_rpc_method_handler(
                     servicer.Open,
                     request_deserializer=forkypig_dot_v1_dot_pager__pb2.OpenRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'Move': grpc.unary_unary_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=forkypig_dot_v1_dot_pager__pb2.MoveRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
             'Forget': grpc.unary_unary_rpc_method_handler(
@@ -301,33 +303,6 @@ class Pager:
             _registered_method=True)
 
     @staticmethod
-    def Settle(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/forkypig.v1.Pager/Settle',
-            forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
-            forkypig_dot_v1_dot_common__pb2.Progress.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def Pack(request,
             target,
             options=(),
@@ -370,6 +345,33 @@ class Pager:
             target,
             '/forkypig.v1.Pager/Open',
             forkypig_dot_v1_dot_pager__pb2.OpenRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Pager/Move',
+            forkypig_dot_v1_dot_pager__pb2.MoveRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -39,8 +39,6 @@ class PagerStub:
     """The process is frozen: serve from it. Pages that it does not own come from the parent snapshot."""
     EndOfLoad: _grpc.UnaryUnaryMultiCallable[_pager_pb2.SnapshotMemoryRequest, _common_pb2.Empty]
     """The machine that loaded the snapshot runs: stop recording which pages a load touches, and keep the list."""
-    Settle: _grpc.UnaryStreamMultiCallable[_pager_pb2.SnapshotMemoryRequest, _common_pb2.Progress]
-    """Copies the frozen process's own pages to the layer file; afterwards the process is not needed any more."""
     Pack: _grpc.UnaryStreamMultiCallable[_pager_pb2.PackRequest, _common_pb2.Progress]
     """Makes the snapshot durable: memory, disk and device state go to the chunk store, and its manifest is written. When
     it ends neither the frozen process nor the files that were named are needed any more, and MOUNT/<snapshot>/disk and
@@ -48,7 +46,13 @@ class PagerStub:
     Ancestors need not be packed: what is in their frozen processes is stored with this snapshot.
     """
     Open: _grpc.UnaryUnaryMultiCallable[_pager_pb2.OpenRequest, _common_pb2.Empty]
-    """Checks that a packed snapshot is offered (all are, from the start), and says where its base image lies."""
+    """Checks that a packed snapshot is offered, and says where its base image lies. All are offered from the start; one whose
+    manifest came later (by an import) is from now on.
+    """
+    Move: _grpc.UnaryUnaryMultiCallable[_pager_pb2.MoveRequest, _common_pb2.Empty]
+    """Chunks were written anew elsewhere (by a collection, which still holds the store): references to them are changed. When
+    it ends the old packs may go.
+    """
     Forget: _grpc.UnaryUnaryMultiCallable[_pager_pb2.SnapshotMemoryRequest, _common_pb2.Empty]
     """Forgets a snapshot that nothing maps and no snapshot stands on. Unknown ids are fine."""
 
@@ -62,8 +66,6 @@ class PagerAsyncStub(PagerStub):
     """The process is frozen: serve from it. Pages that it does not own come from the parent snapshot."""
     EndOfLoad: _aio.UnaryUnaryMultiCallable[_pager_pb2.SnapshotMemoryRequest, _common_pb2.Empty]  # type: ignore[assignment]
     """The machine that loaded the snapshot runs: stop recording which pages a load touches, and keep the list."""
-    Settle: _aio.UnaryStreamMultiCallable[_pager_pb2.SnapshotMemoryRequest, _common_pb2.Progress]  # type: ignore[assignment]
-    """Copies the frozen process's own pages to the layer file; afterwards the process is not needed any more."""
     Pack: _aio.UnaryStreamMultiCallable[_pager_pb2.PackRequest, _common_pb2.Progress]  # type: ignore[assignment]
     """Makes the snapshot durable: memory, disk and device state go to the chunk store, and its manifest is written. When
     it ends neither the frozen process nor the files that were named are needed any more, and MOUNT/<snapshot>/disk and
@@ -71,7 +73,13 @@ class PagerAsyncStub(PagerStub):
     Ancestors need not be packed: what is in their frozen processes is stored with this snapshot.
     """
     Open: _aio.UnaryUnaryMultiCallable[_pager_pb2.OpenRequest, _common_pb2.Empty]  # type: ignore[assignment]
-    """Checks that a packed snapshot is offered (all are, from the start), and says where its base image lies."""
+    """Checks that a packed snapshot is offered, and says where its base image lies. All are offered from the start; one whose
+    manifest came later (by an import) is from now on.
+    """
+    Move: _aio.UnaryUnaryMultiCallable[_pager_pb2.MoveRequest, _common_pb2.Empty]  # type: ignore[assignment]
+    """Chunks were written anew elsewhere (by a collection, which still holds the store): references to them are changed. When
+    it ends the old packs may go.
+    """
     Forget: _aio.UnaryUnaryMultiCallable[_pager_pb2.SnapshotMemoryRequest, _common_pb2.Empty]  # type: ignore[assignment]
     """Forgets a snapshot that nothing maps and no snapshot stands on. Unknown ids are fine."""
 
@@ -108,14 +116,6 @@ class PagerServicer(metaclass=_abc_1.ABCMeta):
         """The machine that loaded the snapshot runs: stop recording which pages a load touches, and keep the list."""
 
     @_abc_1.abstractmethod
-    def Settle(
-        self,
-        request: _pager_pb2.SnapshotMemoryRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_common_pb2.Progress], _abc.AsyncIterator[_common_pb2.Progress]]:
-        """Copies the frozen process's own pages to the layer file; afterwards the process is not needed any more."""
-
-    @_abc_1.abstractmethod
     def Pack(
         self,
         request: _pager_pb2.PackRequest,
@@ -133,7 +133,19 @@ class PagerServicer(metaclass=_abc_1.ABCMeta):
         request: _pager_pb2.OpenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]:
-        """Checks that a packed snapshot is offered (all are, from the start), and says where its base image lies."""
+        """Checks that a packed snapshot is offered, and says where its base image lies. All are offered from the start; one whose
+        manifest came later (by an import) is from now on.
+        """
+
+    @_abc_1.abstractmethod
+    def Move(
+        self,
+        request: _pager_pb2.MoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]:
+        """Chunks were written anew elsewhere (by a collection, which still holds the store): references to them are changed. When
+        it ends the old packs may go.
+        """
 
     @_abc_1.abstractmethod
     def Forget(
