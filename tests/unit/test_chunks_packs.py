@@ -178,6 +178,26 @@ def test_hashes_that_begin_alike_are_told_apart() -> None:
     assert find_in(index.keys, index.order, have, wanted).tolist() == [5, 4, 3, 2, 1, 0, -1, -1, -1]
 
 
+@pytest.mark.parametrize("small", [0, 30, 10_000])
+def test_small_and_large_packs_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    monkeypatch.setattr("forkypig.chunks.store.SMALL_CHUNKS", small)
+    store, reader = Store.open(tmp_path), Store.open(tmp_path)
+    known: list[np.ndarray] = []
+    for number, count in enumerate((20, 50, 10, 40)):
+        with store.writer() as writer:
+            known.append(np.unique(writer.add(pages(number, count)))[1:])
+            writer.commit()
+        assert not reader.find(store.hashes(known[-1])).any()
+        reader.refresh()
+        everything = np.concatenate(known)[::-1]
+        assert np.array_equal(reader.find(store.hashes(everything)), everything)
+    (tmp_path / "packs/0000000000000002.pack").write_bytes(b"nothing")
+    reader = Store.open(tmp_path)
+    found = reader.find(store.hashes(everything))
+    assert np.array_equal(found, np.where(everything >> np.uint64(32) == 2, np.uint64(0), everything))
+    assert list(reader.damaged) == [2]
+
+
 def test_references_to_nothing(tmp_path: Path) -> None:
     make(tmp_path)
     store = Store.open(tmp_path)

@@ -27,10 +27,12 @@ from forkypig.chunks.format import (
     positions_of,
 )
 from forkypig.chunks.pack import PackFile, check_key
-from forkypig.chunks.pack_index import ABSENT
+from forkypig.chunks.pack_index import ABSENT, PackIndex
+from forkypig.chunks.small_packs import SMALL_CHUNKS, SmallPacks
 from forkypig.chunks.writer import Writer
 from forkypig.errors import Damaged, NotFound, ResourceExhausted
 
+_SMALL = 0  # stands for all small packs where a number of a pack would stand
 _ZEROS = bytes(PAGE_BYTES)
 
 
@@ -45,6 +47,8 @@ class Store:
         self.address_key = key.address_key if key else None
         self._packs: dict[int, PackFile] = {}
         self._numbers: list[int] = []
+        self._small: SmallPacks | None = None  # made when something is searched
+        self._large: list[int] = []
         self._hits: dict[int, int] = {}
         self.damaged: dict[int, str] = {}  # packs that can't be opened, and why: what they hold is missing
 
@@ -71,10 +75,15 @@ class Store:
     def refresh(self) -> None:
         """Sees packs that others added, and lets those go that are no longer there."""
         names = [entry.name for entry in (self.directory / "packs").iterdir()]
-        self._numbers = sorted(number for name in names if (number := pack_number(name)) is not None)
-        for number in self._packs.keys() - set(self._numbers):
+        numbers = sorted(number for name in names if (number := pack_number(name)) is not None)
+        if numbers != self._numbers:
+            self._small = None
+        self._numbers = numbers
+        for number in self._packs.keys() - set(numbers):
             self._packs.pop(number).close()
-        self.damaged.clear()
+        if self.damaged:  # it may have been brought back
+            self.damaged.clear()
+            self._small = None
 
     @property
     def numbers(self) -> list[int]:
@@ -97,27 +106,43 @@ class Store:
 
         Packs that had most of what was asked lately are looked into first: a snapshot's pages are mostly in a few. A
         pack whose index is damaged has nothing: what else the store holds stays usable."""
+        if self._small is None:
+            self._sort_out()
+        assert self._small is not None
         found = np.zeros(len(hashes), np.uint64)
         left = np.arange(len(hashes))
-        for number in sorted(self._numbers, key=lambda number: (-self._hits.get(number, 0), -number)):
+        for number in sorted([_SMALL, *self._large], key=lambda number: (-self._hits.get(number, 0), -number)):
             if not len(left):
                 break
-            if number in self.damaged:
-                continue
+            if number == _SMALL:
+                references = self._small.find(hashes[left])
+            else:
+                positions = self._packs[number].index.find(hashes[left])
+                references = np.where(positions == ABSENT, 0, positions | number << 32).astype(np.uint64)
+            here = references != 0
+            hits = int(np.count_nonzero(here))
+            self._hits[number] = self._hits.get(number, 0) // 2 + hits
+            found[left[here]] = references[here]
+            left = left[~here]
+        return found
+
+    def _sort_out(self) -> None:
+        """Opens all packs: the small ones are searched together."""
+        small: dict[int, PackIndex] = {}
+        self._large = []
+        for number in self._numbers:
             try:
-                positions = self.pack(number).index.find(hashes[left])
+                pack = self.pack(number)
             except NotFound:  # collected since we last looked
                 continue
             except Damaged as error:
                 self.damaged[number] = str(error)
                 continue
-            here = positions != ABSENT
-            hits = int(np.count_nonzero(here))
-            self._hits[number] = self._hits.get(number, 0) // 2 + hits
-            if hits:
-                found[left[here]] = positions[here].astype(np.uint64) | np.uint64(number << 32)
-                left = left[~here]
-        return found
+            if len(pack) <= SMALL_CHUNKS:
+                small[number] = pack.index
+            else:
+                self._large.append(number)
+        self._small = SmallPacks(small)
 
     def read(self, references: Sequence[int]) -> list[bytes]:
         """The content of each chunk, verified; for reference 0 a page of zeros. Raises Damaged, NotFound.
