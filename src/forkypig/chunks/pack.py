@@ -3,6 +3,7 @@
 header (64 bytes) | chunks | padding to 8 | index | footer (96 bytes)
 """
 
+import errno
 import mmap
 import os
 import struct
@@ -67,7 +68,8 @@ def check_key(found: bytes, key: Key | None, what: str) -> None:
 
 
 class PackFile:
-    """An open pack, its index verified. Chunks are read by pread: a damaged disk is an error then, not a signal."""
+    """An open pack, its index verified. Chunks are read by pread: a damaged disk is an error then, not a signal. The
+    index is mapped: who can't afford to die of a disk that fails later leaves packs to a process that can."""
 
     def __init__(self, path: Path, key: Key | None = None) -> None:
         """Raises Damaged, InvalidRequest for another key than the pack's, FileNotFoundError."""
@@ -80,6 +82,11 @@ class PackFile:
         except Damaged as error:
             os.close(self._fd)
             raise Damaged(f"pack {path.name}: {error}") from error
+        except OSError as error:
+            os.close(self._fd)
+            if error.errno != errno.EIO:
+                raise
+            raise Damaged(f"pack {path.name} can't be read: {error.strerror}") from error
         except BaseException:
             os.close(self._fd)
             raise
@@ -98,10 +105,14 @@ class PackFile:
         # Python's numbers don't overflow, so a lying count can't make these agree.
         if index_start + index_bytes(count) + FOOTER_BYTES != self.size_bytes or not 0 <= index_start - data_end < 8:
             raise Damaged("its parts don't add up to its length")
-        mapped = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
-        view = memoryview(mapped)[index_start : index_start + index_bytes(count)]
-        if blake3(header).update(view).digest() != digest:
+        # By pread before it is mapped: a disk that can't give it must not kill the next process that opens it too.
+        hasher = blake3(header)
+        index_end = index_start + index_bytes(count)
+        for at in range(index_start, index_end, _TOGETHER):
+            hasher.update(os.pread(self._fd, min(_TOGETHER, index_end - at), at))
+        if hasher.digest() != digest:
             raise Damaged("its index is damaged")
+        view = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ))[index_start:index_end]
         return header, PackIndex.decode(view, count, HEADER_BYTES, data_end)
 
     def __len__(self) -> int:
