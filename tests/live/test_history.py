@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.hostd.faults import HIBERNATE_STEPS, RESTORE_STEPS
+from forkypig.sync import Forky
 from tests.live.conftest import Instance
 from tests.live.test_faults import faulty, goes_on, qemus
 
@@ -47,10 +48,12 @@ def _count(forky: Instance, machine: str) -> int:
     return int(forky.sh(machine, "cat /dev/shm/n"))
 
 
-def _who(forky: Instance, machine: str) -> tuple[str, ...]:
-    found = forky.json("inspect", machine)
-    ports = [f"{port['host_port']}:{port['guest_port']}" for port in found["network"]["ports"]]
-    return (found["id"], found["name"], found["address"], *ports, forky.sh(machine, "hostname; cat /etc/machine-id"))
+def _who(forky: Instance, machine: str) -> tuple[object, ...]:
+    """What a machine keeps whatever becomes of its memory; by the SDK, a process less than by the command line."""
+    with Forky(home=forky.home, start=False) as client:
+        found = client.get(machine)
+        inside = found.exec(["sh", "-c", "hostname; cat /etc/machine-id"]).stdout
+        return found.id, found.name, found.info.address, found.info.config.ports, inside
 
 
 def test_log_and_tags(forky: Instance, box: str) -> None:
@@ -111,7 +114,6 @@ def test_a_restore_that_fails_at_any_step_leaves_the_machine_as_it_was(forky: In
         assert step in RESTORE_STEPS
         (forky.home / "fault").write_text(f"raise {step}")
         assert f"injected at {step}" in forky.fails("restore", box, "one"), step
-        assert forky.json("inspect", box)["state"] == "running", step
         assert _count(forky, box) > counted, step
         assert qemus(forky) <= before, step  # fewer when a snapshot has been packed meanwhile
     assert _who(forky, box) == was
