@@ -17,6 +17,7 @@ from bench import (
     charts,
     chunks,
     density,
+    durable,
     everyday,
     facts,
     floor,
@@ -44,7 +45,8 @@ SECTIONS: dict[str, Section] = {
     chunks.SECTION: chunks.run,
     network.SECTION: network.run,
     busy.SECTION: busy.run,
-    busy.SETTLING: busy.settling,
+    busy.PACKING: busy.packing,
+    durable.SECTION: durable.run,
 }
 
 

@@ -47,6 +47,11 @@ async def _copies(session: Session, base: Base, directory: Path) -> None:
             await _record(session, machine, "stop-and-copy to a file", held_mib, mapped_ram=False)
             if has_mapped_ram:
                 await _record(session, machine, "mapped-ram", held_mib, mapped_ram=True)
+            saved = [await machine.savevm() for _ in range(session.times(5, 2))]
+            labels: dict[str, str | int] = {"way": "savevm and loadvm", "held_mib": held_mib}
+            session.tell(session.results.add(SECTION, "pause", "ms", [each.save_ms for each in saved], **labels))
+            session.results.add(SECTION, "goes back in place", "ms", [each.load_ms for each in saved], **labels)
+            session.results.add(SECTION, "state file", "MiB", [each.grew_mib for each in saved], **labels)
     finally:
         await machine.end()
 

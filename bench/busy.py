@@ -1,4 +1,4 @@
-"""The pause while other machines keep every core busy, and while snapshots are being written to files."""
+"""The pause while other machines keep every core busy, and while snapshots are being packed."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from bench.session import Session
 from bench.splits import record, split_often
 
 SECTION = "busy"
-SETTLING = "settling"
+PACKING = "packing"
 _NEIGHBOURS = 2
 
 
@@ -25,9 +25,9 @@ async def run(session: Session) -> None:
     await session.instance.clear()
 
 
-async def settling(session: Session) -> None:
-    """An instance of its own whose snapshots go to files at once: each split meets the settling of those before."""
-    async with instance(settle_after_s=0.1) as other:
+async def packing(session: Session) -> None:
+    """An instance of its own that packs in the background: each split meets the packing of those before."""
+    async with instance(pack=True) as other:
         inner = Session(other, session.results, session.quick, session.began)
         machine = await other.forky.run()
         assert machine.info.qemu_pid is not None
@@ -36,6 +36,6 @@ async def settling(session: Session) -> None:
             await other.start_program(machine, "ticker")
             await watch.ticking()
             splits = await split_often(machine, session.times(20, 3), watch, passes=1)
-        record(inner, SETTLING, splits, dirty_mib=256)
-        settled = sum(snapshot.settled for snapshot in await other.forky.snapshots())
-        session.results.add(SETTLING, "snapshots settled meanwhile", "of all", [settled], splits=len(splits.pause_ms))
+        record(inner, PACKING, splits, dirty_mib=256)
+        packed = sum(snapshot.settled for snapshot in await other.forky.snapshots())
+        session.results.add(PACKING, "snapshots packed meanwhile", "of all", [packed], splits=len(splits.pause_ms))

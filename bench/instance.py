@@ -18,8 +18,6 @@ from forkypig.sdk.client import Forky
 from forkypig.sdk.machine import Machine
 
 CHECKOUT = Path(__file__).parents[1]
-# Settling writes memory to files in the background, which would disturb what is measured.
-NEVER_S = 3600.0
 _GUEST = Path(__file__).parent / "guest"
 _GONE_S = 30.0
 
@@ -74,13 +72,15 @@ async def checked(machine: Machine, *argv: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def instance(*, settle_after_s: float = NEVER_S) -> AsyncIterator[Instance]:
-    """Starts daemons in a fresh home with the checkout's images; at the end nothing of it is left."""
+async def instance(*, pack: bool = False) -> AsyncIterator[Instance]:
+    """Starts daemons in a fresh home with the checkout's images; at the end nothing of it is left.
+
+    `pack`: snapshots are packed in the background, which disturbs what else is measured."""
     images = CHECKOUT / ".cache/images"
     images.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix="forky-bench-"))
     (home / "images").symlink_to(images)
-    os.environ["FORKY_PACK_AFTER_S"] = str(settle_after_s)  # read by the daemons that we start
+    os.environ["FORKY_PACK_IN_BACKGROUND"] = str(pack)  # read by the daemons that we start
     forky = Forky(home)
     try:
         await forky.connect()

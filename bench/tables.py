@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import alternatives, busy, chunks, density, everyday, floor, generations, network, pause, ready
+from bench import alternatives, busy, chunks, density, durable, everyday, floor, generations, network, pause, ready
 from bench.results import Measure, Results
 from bench.targets import Target, evaluate
 
@@ -23,6 +23,8 @@ _WORDS = {
     "siblings": "{} alive",
     "held_mib": "{} MiB held",
     "splits": "{} splits",
+    "number": "snapshot {}",
+    "depth": "depth {}",
 }
 
 
@@ -51,12 +53,13 @@ def tables(results: Results) -> list[Table]:
         _measures(results, "By generation: child of a child of a child", generations.SECTION),
         _measures(results, "One machine forked again and again", generations.REPEATED),
         _measures(results, "With all cores busy in other machines", busy.SECTION),
-        _measures(results, "While earlier snapshots are written to files", busy.SETTLING),
+        _measures(results, "While earlier snapshots are packed", busy.PACKING),
         _measures(results, "Time to ready", ready.SECTION),
         _measures(results, "A network of its own, against the user-mode network", network.SECTION),
         _measures(results, "The floor: starting QEMU", floor.SECTION),
         _measures(results, "Host memory of children", density.SECTION),
         _measures(results, "Every day", everyday.SECTION),
+        _measures(results, "Snapshots on disk", durable.SECTION),
         _measures(
             results,
             "Sizes of chunks, on a guest's memory",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import alternatives, busy, density, everyday, floor, generations, hostlog, network, pause, ready
+from bench import alternatives, busy, density, durable, everyday, floor, generations, hostlog, network, pause, ready
 from bench.results import Measure, Results
 from bench.stats import percentile
 
@@ -23,7 +23,15 @@ class Target:
 
 def evaluate(results: Results) -> list[Target]:
     """All targets, in the order of the issue."""
-    return [*_pause(results), *_same(results), *_busy(results), *_ready(results), *_network(results), *_rest(results)]
+    return [
+        *_pause(results),
+        *_same(results),
+        *_busy(results),
+        *_ready(results),
+        *_network(results),
+        *_durable(results),
+        *_rest(results),
+    ]
 
 
 def _at_most(name: str, samples: list[float], fraction: float, limit: float, unit: str, where: str = "") -> Target:
@@ -133,6 +141,42 @@ def _network(results: Results) -> Iterator[Target]:
     yield _at_most("slowest answer over an open connection to a machine that forks", answers, 1.0, 150, "ms")
     lost = results.samples(network.SECTION, "retransmits")
     yield _at_most("segments sent again over it", lost, 1.0, 0, "segments")
+
+
+def _durable(results: Results) -> Iterator[Target]:
+    """Snapshots on disk, and what starts from them."""
+    section = durable.SECTION
+    rates = results.samples(section, "packed", number=1)
+    if rates:
+        found = f"{rates[0]:.0f} MiB/s (n=1)"
+        yield Target("packing, of the memory of a first snapshot", "≥ 300 MiB/s", found, rates[0] >= 300)
+    else:
+        yield Target("packing, of the memory of a first snapshot", "≥ 300 MiB/s", "not measured", None)
+    for what, limit in (("first snapshot", 90), ("after 10 MiB of changes", 15)):
+        grew = results.samples(section, "store grew", what=what)
+        yield _at_most(f"store: {what} of a machine that uses 200 MiB", grew[-1:], 0.5, limit, "MiB")
+    warm = results.samples(section, "first exec in a child", state="in memory")
+    for state, limit in (("packed", 1.3), ("packed, page cache empty", 2.0)):
+        samples = results.samples(section, "first exec in a child", state=state)
+        yield _ratio(f"first exec in a child of a snapshot that is {state}", samples, warm, limit)
+    for quantity in ("start", "PSS after the start"):
+        deep, flat = (results.samples(section, quantity, depth=depth) for depth in (16, 1))
+        yield _ratio(f"{quantity} from depth 16 against depth 1", deep, flat, 1.1)
+    restores, forks = (
+        results.samples(section, "goes on", way=way) for way in ("restore in place", "fork of a snapshot")
+    )
+    yield _ratio("restore in place against a fork", restores, forks, 2.0)
+    packing = results.samples(busy.PACKING, "pause")
+    calm = results.samples(pause.SECTION, "pause", memory_mib=512, dirty_mib=256)
+    yield _ratio("pause while packing runs against the pause without", packing, calm, 1.2)
+
+
+def _ratio(name: str, samples: list[float], against: list[float], limit: float) -> Target:
+    """Medians."""
+    if not samples or not against:
+        return Target(name, f"≤ {limit:g} ×", "not measured", None)
+    value, base = percentile(samples, 0.5), percentile(against, 0.5)
+    return Target(name, f"≤ {limit:g} ×", f"{value / base:.2f} × ({value:.0f} and {base:.0f})", value <= limit * base)
 
 
 def _rest(results: Results) -> Iterator[Target]:

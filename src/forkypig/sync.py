@@ -28,6 +28,7 @@ from forkypig.sdk.diff import Diff
 from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
+from forkypig.sdk.store import CheckedStore, Collected, Exported, RemoteSnapshot, Transferred
 from forkypig.sdk.transfer import Copied, OnBytes
 
 _T = TypeVar("_T")
@@ -395,6 +396,9 @@ class Forky:
     def untag(self, tag: str) -> model.Snapshot:
         return self._open.run(self._inner.untag(tag))
 
+    def pack(self, snapshot: str, *, on_progress: OnProgress | None = None) -> model.Snapshot:
+        return self._open.run(self._inner.pack(snapshot, on_progress=on_progress))
+
     def diff(self, before: str, after: str, *, patch: bool = False, on_progress: OnProgress | None = None) -> Diff:
         return self._open.run(self._inner.diff(before, after, patch=patch, on_progress=on_progress))
 
@@ -414,6 +418,63 @@ class Forky:
 
     def remove_snapshot(self, snapshot: str) -> None:
         self._open.run(self._inner.remove_snapshot(snapshot))
+
+    def export_snapshot(
+        self,
+        snapshot: str,
+        target: str | Path | IO[bytes],
+        *,
+        with_image: bool = True,
+        sign: str | Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Exported:
+        return self._open.run(
+            self._inner.export_snapshot(snapshot, target, with_image=with_image, sign=sign, on_progress=on_progress)
+        )
+
+    def import_snapshot(
+        self,
+        source: str | Path | IO[bytes],
+        *,
+        tag: str = "",
+        trust: str | Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Transferred:
+        return self._open.run(self._inner.import_snapshot(source, tag=tag, trust=trust, on_progress=on_progress))
+
+    def push_snapshot(
+        self,
+        snapshot: str,
+        url: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Transferred:
+        return self._open.run(
+            self._inner.push_snapshot(snapshot, url, environment=environment, on_progress=on_progress)
+        )
+
+    def pull_snapshot(
+        self,
+        url: str,
+        name: str,
+        *,
+        tag: str = "",
+        environment: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Transferred:
+        return self._open.run(
+            self._inner.pull_snapshot(url, name, tag=tag, environment=environment, on_progress=on_progress)
+        )
+
+    def remote_snapshots(self, url: str, *, environment: Mapping[str, str] | None = None) -> Sequence[RemoteSnapshot]:
+        return self._open.run(self._inner.remote_snapshots(url, environment=environment))
+
+    def collect(self, *, dry_run: bool = False, on_progress: OnProgress | None = None) -> Collected:
+        return self._open.run(self._inner.collect(dry_run=dry_run, on_progress=on_progress))
+
+    def check_store(self, *, deep: bool = False, on_progress: OnProgress | None = None) -> CheckedStore:
+        return self._open.run(self._inner.check_store(deep=deep, on_progress=on_progress))
 
     def images(self) -> Sequence[model.Image]:
         return self._open.run(self._inner.images())

@@ -98,12 +98,19 @@ def snapshot(
         str, typer.Option("--message", "-m", metavar="TEXT", help="What is to be remembered about it.")
     ] = "",
     quiesce: Quiesce = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is on disk for good.")] = False,
     as_json: printing.Json = False,
 ) -> None:
-    """Keep a machine's state of this instant."""
+    """Keep a machine's state of this instant.
+
+    It is written to disk behind the machine's back, which `forky snapshots` shows as packed.
+    """
 
     async def work(forky: "Forky") -> None:
         made = await (await forky.get(machine)).snapshot(tag, message=message, quiesce=quiesce)
+        if wait:
+            with Display() as display:
+                made = await forky.pack(made.id, on_progress=display.on_bytes_of)
         if as_json:
             printing.document(documents.snapshot(made))
         else:

@@ -24,7 +24,7 @@ from forkypig.model import (
     SnapshotId,
     SnapshotKind,
 )
-from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc, store_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
@@ -92,6 +92,7 @@ class Host:
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
         self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
         self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
+        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -234,6 +235,11 @@ class Host:
     async def remove_snapshot(self, snapshot: SnapshotId) -> None:
         with host_errors():
             await self.stub.RemoveSnapshot(pb.HostSnapshotRequest(snapshot=snapshot), timeout=REMOVE_S)
+
+    async def pack_snapshot(self, snapshot: SnapshotId) -> AsyncGenerator[Progress, None]:
+        with host_errors():
+            async for message in self.stub.PackSnapshot(pb.HostSnapshotRequest(snapshot=snapshot), timeout=BUILD_S):
+                yield convert.progress_from_wire(message)
 
     async def diff_memory(self, before: SnapshotId, after: SnapshotId) -> AsyncGenerator[Progress | MemoryDiff, None]:
         """Progress, and the result at last."""

@@ -250,6 +250,17 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         await self._desk.journal.carry(self._do.collector.remove(snapshot.id))
         return common.Empty()
 
+    async def PackSnapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[common.Progress]:
+        try:
+            async with self._desk.store.read() as tx:
+                snapshot = await find_snapshot(tx, request.snapshot)
+            await self._desk.reconciler.ensure_reachable()
+            async with aclosing(self._desk.host.pack_snapshot(snapshot.id)) as packing:
+                async for progress in packing:
+                    yield convert.progress_to_wire(progress)
+        except Exception as error:
+            await abort(context, error)
+
     async def DiffMemory(
         self, request: common.DiffMemoryRequest, context: Context
     ) -> AsyncIterator[common.DiffMemoryResponse]:

@@ -26,4 +26,5 @@ class Settings(HomePaths, BaseSettings):
     nameservers: str = ""  # of outside names, a,b,…; "": those of /etc/resolv.conf
     shells: int = 1  # kept ready per template and shape
     pack_after_s: float = 20.0  # a fork's snapshot is packed this long after it; one that is kept, at once
+    pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
     log_level: str = "info"

@@ -34,7 +34,7 @@ _AT_ONCE = (SnapshotKind.KEPT, SnapshotKind.HIBERNATION)
 
 def pack_later(host: "Host", snapshot: SnapshotId) -> None:
     """Packs a snapshot in the background, when its time has come."""
-    if snapshot in host.packing or snapshot not in host.frozen:
+    if not host.settings.pack_in_background or snapshot in host.packing or snapshot not in host.frozen:
         return
     task = asyncio.create_task(_when_it_is_time(host, snapshot), name=f"pack-{snapshot}")
     host.packing[snapshot] = task

@@ -15,7 +15,7 @@ import structlog
 
 from forkypig.daemon.server import daemon_message
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
-from forkypig.hostd import boot, children, doctor, fork, hibernation, lifecycle, packing, restore, shutdown
+from forkypig.hostd import boot, children, comparison, doctor, fork, hibernation, lifecycle, packing, restore, shutdown
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.host import Host
@@ -284,6 +284,21 @@ class HostServicer(host_pb2_grpc.HostServicer):
             yield convert.progress_to_wire(progress)
 
     # -- images --------------------------------------------------------------------------------------------------
+
+    @_streams
+    async def PackSnapshot(self, request: host_pb.HostSnapshotRequest, context: _Context) -> AsyncIterator[pb.Progress]:
+        snapshot = SnapshotId(check_id(request.snapshot))
+        self._host.snapshot(snapshot)
+        async for progress in packing.pack(self._host, snapshot):
+            yield convert.progress_to_wire(progress)
+
+    @_streams
+    async def DiffMemory(
+        self, request: pb.DiffMemoryRequest, context: _Context
+    ) -> AsyncIterator[pb.DiffMemoryResponse]:
+        before, after = (SnapshotId(check_id(each)) for each in (request.before, request.after))
+        async for update in comparison.memory_diff(self._host, before, after):
+            yield convert.memory_diff_to_wire(update)
 
     @_streams
     async def BuildImage(

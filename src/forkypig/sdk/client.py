@@ -19,6 +19,7 @@ from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_chan
 from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.status import Check, Status, Verdict
+from forkypig.sdk.store import Storing
 from forkypig.v1 import common_pb2, controller_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
@@ -32,7 +33,7 @@ _EMPTY = common_pb2.Empty()
 _EVENTS_PAGE = 1000
 
 
-class Forky:
+class Forky(Storing):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(
@@ -224,6 +225,16 @@ class Forky:
         Exit code 0 is good, 125 says nothing, others are bad. The children are removed in any case. `on_trial` is told
         of each. Raises InvalidRequest (`good` is no ancestor of `bad`; the command is not there), NotFound."""
         return await bisect(self, source, good, bad, argv, timeout_s, on_trial)
+
+    async def pack(self, snapshot: str, *, on_progress: OnProgress | None = None) -> model.Snapshot:
+        """Writes a snapshot to the store now and waits until it is durable; one that is already is fine.
+
+        Kept snapshots are packed by themselves, behind what machines do. Raises NotFound, ResourceExhausted."""
+        request = pb.SnapshotRequest(snapshot=snapshot)
+        async for message in translated(self.socket, self.controller.PackSnapshot(request, timeout=LONG_S)):
+            if on_progress is not None:
+                on_progress(convert.progress_from_wire(message))
+        return await self.get_snapshot(snapshot)
 
     async def diff(
         self, before: str, after: str, *, patch: bool = False, on_progress: OnProgress | None = None

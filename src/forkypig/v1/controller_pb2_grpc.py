@@ -150,6 +150,11 @@ class ControllerStub:
                 request_serializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.PackSnapshot = channel.unary_stream(
+                '/forkypig.v1.Controller/PackSnapshot',
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
+                _registered_method=True)
         self.DiffMemory = channel.unary_stream(
                 '/forkypig.v1.Controller/DiffMemory',
                 request_serializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.SerializeToString,
@@ -336,6 +341,13 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PackSnapshot(self, request, context):
+        """Makes a snapshot durable now; one that is already is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiffMemory(self, request, context):
         """Which pages of memory two snapshots do not have in common.
         """
@@ -497,6 +509,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.RemoveSnapshot,
                     request_deserializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'PackSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.PackSnapshot,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
             ),
             'DiffMemory': grpc.unary_stream_rpc_method_handler(
                     servicer.DiffMemory,
@@ -1155,6 +1172,33 @@ class Controller:
             '/forkypig.v1.Controller/RemoveSnapshot',
             forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PackSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Controller/PackSnapshot',
+            forkypig_dot_v1_dot_controller__pb2.SnapshotRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Progress.FromString,
             options,
             channel_credentials,
             insecure,

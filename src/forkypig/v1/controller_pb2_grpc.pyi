@@ -65,6 +65,8 @@ class ControllerStub:
     UntagSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UntagSnapshotRequest, _common_pb2.Snapshot]
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Empty]
     """FAILED_PRECONDITION while a machine or another snapshot stands on it."""
+    PackSnapshot: _grpc.UnaryStreamMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Progress]
+    """Makes a snapshot durable now; one that is already is fine."""
     DiffMemory: _grpc.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]
     """Which pages of memory two snapshots do not have in common."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListEventsRequest, _controller_pb2.ListEventsResponse]
@@ -109,6 +111,8 @@ class ControllerAsyncStub(ControllerStub):
     UntagSnapshot: _aio.UnaryUnaryMultiCallable[_controller_pb2.UntagSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Empty]  # type: ignore[assignment]
     """FAILED_PRECONDITION while a machine or another snapshot stands on it."""
+    PackSnapshot: _aio.UnaryStreamMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Progress]  # type: ignore[assignment]
+    """Makes a snapshot durable now; one that is already is fine."""
     DiffMemory: _aio.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]  # type: ignore[assignment]
     """Which pages of memory two snapshots do not have in common."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListEventsRequest, _controller_pb2.ListEventsResponse]  # type: ignore[assignment]
@@ -288,6 +292,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]:
         """FAILED_PRECONDITION while a machine or another snapshot stands on it."""
+
+    @_abc_1.abstractmethod
+    def PackSnapshot(
+        self,
+        request: _controller_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_common_pb2.Progress], _abc.AsyncIterator[_common_pb2.Progress]]:
+        """Makes a snapshot durable now; one that is already is fine."""
 
     @_abc_1.abstractmethod
     def DiffMemory(

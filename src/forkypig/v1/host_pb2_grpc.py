@@ -135,6 +135,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                 _registered_method=True)
+        self.PackSnapshot = channel.unary_stream(
+                '/forkypig.v1.Host/PackSnapshot',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
+                _registered_method=True)
         self.DiffMemory = channel.unary_stream(
                 '/forkypig.v1.Host/DiffMemory',
                 request_serializer=forkypig_dot_v1_dot_common__pb2.DiffMemoryRequest.SerializeToString,
@@ -302,6 +307,12 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PackSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiffMemory(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -448,6 +459,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.RemoveSnapshot,
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            ),
+            'PackSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.PackSnapshot,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
             ),
             'DiffMemory': grpc.unary_stream_rpc_method_handler(
                     servicer.DiffMemory,
@@ -1025,6 +1041,33 @@ class Host:
             '/forkypig.v1.Host/RemoveSnapshot',
             forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PackSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forkypig.v1.Host/PackSnapshot',
+            forkypig_dot_v1_dot_host__pb2.HostSnapshotRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Progress.FromString,
             options,
             channel_credentials,
             insecure,

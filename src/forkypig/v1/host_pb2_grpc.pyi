@@ -61,6 +61,7 @@ class HostStub:
     LabelSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]
     """Its kind, tag and message are others now."""
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]
+    PackSnapshot: _grpc.UnaryStreamMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Progress]
     DiffMemory: _grpc.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]
     Shutdown: _grpc.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
@@ -101,6 +102,7 @@ class HostAsyncStub(HostStub):
     LabelSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
     """Its kind, tag and message are others now."""
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]  # type: ignore[assignment]
+    PackSnapshot: _aio.UnaryStreamMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Progress]  # type: ignore[assignment]
     DiffMemory: _aio.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]  # type: ignore[assignment]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
@@ -258,6 +260,13 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.HostSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def PackSnapshot(
+        self,
+        request: _host_pb2.HostSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_common_pb2.Progress], _abc.AsyncIterator[_common_pb2.Progress]]: ...
 
     @_abc_1.abstractmethod
     def DiffMemory(
