@@ -7,7 +7,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from forkypig.cli import copying, daemons, diff, execution, forks, history, images, machines, runtime, surroundings
+from forkypig.cli import (
+    copying,
+    daemons,
+    diff,
+    execution,
+    forks,
+    history,
+    images,
+    machines,
+    runtime,
+    store,
+    surroundings,
+)
 from forkypig.cli.arguments import split_command
 
 app = typer.Typer(
@@ -18,9 +30,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
+app.add_typer(store.keys, name="key")
 
 
 def _version(wanted: bool) -> None:

@@ -20,13 +20,14 @@ from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
 from forkypig.controller.store import Store
+from forkypig.controller.store_service import StoreServicer
 from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
 
-SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent")
+SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store")
 
 
 class _Ended(Exception):
@@ -46,6 +47,7 @@ class App:
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
+        store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
 
 
 @contextlib.asynccontextmanager

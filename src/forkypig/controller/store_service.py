@@ -1,0 +1,194 @@
+"""forkypig.v1.Store: snapshots that leave and arrive, and the store's upkeep. The host does it; here names are found,
+and what arrives becomes a row with a tag."""
+
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import grpc
+
+from forkypig.controller.desk import Desk, find_snapshot, known_parent
+from forkypig.controller.host import host_errors
+from forkypig.controller.store import events, images, snapshots
+from forkypig.controller.tags import check_tag_is_free
+from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
+from forkypig.model import Snapshot, check_name
+from forkypig.v1 import store_pb2 as pb
+from forkypig.v1 import store_pb2_grpc
+from forkypig.wire import convert
+from forkypig.wire.status import abort
+
+_T = TypeVar("_T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def _streams(method: Callable[..., AsyncGenerator[_T, None]]) -> Callable[..., AsyncGenerator[_T, None]]:
+    """Ends the call with a proper status when the method raises."""
+
+    @functools.wraps(method)
+    async def call(self: "StoreServicer", request: Any, context: _Context) -> AsyncGenerator[_T, None]:
+        try:
+            async with aclosing(method(self, request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:
+            await abort(context, error)
+
+    return call
+
+
+def _answers(method: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
+    """The same for a method that answers once."""
+
+    @functools.wraps(method)
+    async def call(self: "StoreServicer", request: Any, context: _Context) -> _T:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            await abort(context, error)
+
+    return call
+
+
+async def _followed(call: Any) -> AsyncGenerator[Any, None]:
+    """A stream of the host's, ended when nobody listens any more."""
+    try:
+        with host_errors():
+            async for message in call:
+                yield message
+    finally:
+        call.cancel()
+
+
+class StoreServicer(store_pb2_grpc.StoreServicer):
+    """See store.proto."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def _find(self, text: str) -> Snapshot:
+        async with self._desk.store.read() as tx:
+            return await find_snapshot(tx, text)
+
+    # No deadlines: transfers take as long as they take, and end when the caller goes away or a worker dies.
+
+    @_streams
+    async def ExportSnapshot(self, request: pb.ExportRequest, context: _Context) -> AsyncGenerator[pb.ExportPart, None]:
+        asked = pb.ExportRequest(snapshot=(await self._find(request.snapshot)).id, with_image=request.with_image)
+        async with aclosing(_followed(self._desk.host.store.ExportSnapshot(asked))) as parts:
+            async for part in parts:
+                yield part
+
+    @_streams
+    async def PushSnapshot(self, request: pb.PushRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
+        asked = pb.PushRequest(
+            snapshot=(await self._find(request.snapshot)).id, url=request.url, environment=request.environment
+        )
+        async with aclosing(_followed(self._desk.host.store.PushSnapshot(asked))) as updates:
+            async for update in updates:
+                yield update
+
+    @_streams
+    async def ImportSnapshot(
+        self, requests: AsyncIterator[pb.ImportPart], context: _Context
+    ) -> AsyncGenerator[pb.TransferUpdate, None]:
+        first = await anext(requests, None)
+        if first is None or not first.HasField("options"):
+            raise InvalidRequest("an import begins with its options")
+        await self._check_tag(first.options.tag)
+        call = self._desk.host.store.ImportSnapshot(_again(first, requests))
+        async with aclosing(self._arriving(call, first.options.tag)) as updates:
+            async for update in updates:
+                yield update
+
+    @_streams
+    async def PullSnapshot(self, request: pb.PullRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
+        await self._check_tag(request.tag)
+        async with aclosing(self._arriving(self._desk.host.store.PullSnapshot(request), request.tag)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _arriving(self, call: Any, tag: str) -> AsyncGenerator[pb.TransferUpdate, None]:
+        async with aclosing(_followed(call)) as updates:
+            async for update in updates:
+                if update.HasField("result"):
+                    # Carried to its end: the snapshot is on the host.
+                    kept = await self._desk.journal.carry(self._keep(update.result, tag))
+                    update.result.snapshot.CopyFrom(convert.snapshot_to_wire(kept))
+                yield update
+
+    async def _check_tag(self, tag: str) -> None:
+        if tag:
+            check_name("snapshot", tag)
+            async with self._desk.store.read() as tx:
+                await check_tag_is_free(tx, tag)
+
+    async def _keep(self, result: pb.Transferred, tag: str) -> Snapshot:
+        """The row of what has arrived; with the tag that was asked for, or else the one that it comes with, if that is
+        free."""
+        arrived = convert.snapshot_from_wire(result.snapshot)
+        there, here = await self._desk.host.images(), await self._desk.host.snapshots()
+        async with self._desk.store.write() as tx:
+            await images.replace_all(tx, there)
+            row = await snapshots.get(tx, arrived.id)
+            if row is None or (tag and not row.tag):
+                row = replace(row or arrived, tag=await self._free_tag(tx, tag, arrived.tag if row is None else ""))
+                row = await known_parent(tx, row)
+                await snapshots.save(tx, [row])
+                await events.add(tx, "snapshot.arrived", row.id, row.tag)
+                await self._link(tx, row, here)
+            elif tag and row.tag != tag:
+                raise AlreadyExists("tag of this snapshot", row.tag)
+        await self._desk.host.label(row)
+        return row
+
+    async def _free_tag(self, tx: Any, asked: str, own: str) -> str:
+        for tag in (asked, own):
+            if not tag:
+                continue
+            try:
+                await check_tag_is_free(tx, tag)
+            except ForkyError:
+                continue
+            return tag
+        return ""
+
+    async def _link(self, tx: Any, arrived: Snapshot, here: Any) -> None:
+        """What stands on it and came before it knows its parent now."""
+        every = await snapshots.every(tx)
+        children = [
+            replace(row, parent=arrived.id)
+            for row in every
+            if row.parent is None and (seen := here.get(row.id)) is not None and seen.parent == arrived.id
+        ]
+        await snapshots.save(tx, children)
+
+    @_answers
+    async def ListRemote(self, request: pb.ListRemoteRequest, context: _Context) -> pb.ListRemoteResponse:
+        with host_errors():
+            answer: pb.ListRemoteResponse = await self._desk.host.store.ListRemote(request)
+        return answer
+
+    @_streams
+    async def CollectStore(
+        self, request: pb.CollectRequest, context: _Context
+    ) -> AsyncGenerator[pb.CollectUpdate, None]:
+        async with aclosing(_followed(self._desk.host.store.CollectStore(request))) as updates:
+            async for update in updates:
+                yield update
+
+    @_streams
+    async def CheckStore(
+        self, request: pb.CheckStoreRequest, context: _Context
+    ) -> AsyncGenerator[pb.CheckStoreUpdate, None]:
+        async with aclosing(_followed(self._desk.host.store.CheckStore(request))) as updates:
+            async for update in updates:
+                yield update
+
+
+async def _again(first: pb.ImportPart, rest: AsyncIterator[pb.ImportPart]) -> AsyncGenerator[pb.ImportPart, None]:
+    yield first
+    async for part in rest:
+        yield part
