@@ -165,3 +165,21 @@ def test_a_damaged_chunk_is_not_moved(tmp_path: Path) -> None:
     assert "position" in done.problems[0]
     assert pack.path.exists()
     assert list(tmp_path.glob("packs/*.part")) == []
+
+
+def test_what_the_dead_left_is_swept(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    save_snapshot(store, 1, pages(1, 50))
+    (tmp_path / "touched").mkdir()
+    kept = [tmp_path / "touched" / snapshot_id(1), tmp_path / "touched" / f"{snapshot_id(1)}.part"]
+    left = [
+        tmp_path / "next-pack.77.part",
+        tmp_path / "packs/0000000000000009.pack.part",
+        tmp_path / f"manifests/{snapshot_id(2)}.manifest.77.part",
+        tmp_path / "touched" / snapshot_id(2),
+    ]
+    for path in (*kept, *left):
+        path.write_bytes(b"rest")
+    assert collect(store).freed_bytes == 4 * len(left)
+    assert [path.exists() for path in (*kept, *left)] == [True] * 2 + [False] * 4
+    assert_readable(tmp_path, 1, pages(1, 50))

@@ -193,3 +193,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         store.close()
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_fresh_store_is_opened_by_many_at_once(tmp_path: Path) -> None:
+    processes = [_FORK.Process(target=Store.open, args=(tmp_path / "store",)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 8
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["key-id", "manifests", "packs"]

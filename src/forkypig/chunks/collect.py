@@ -163,11 +163,10 @@ class _Collection:
         snapshots that are there stay."""
         directory = self._store.directory
         there = set(manifest_file.saved(self._store))
-        parts = [*(directory / "packs").glob(f"*{durable.PART}"), *(directory / "manifests").glob(f"*{durable.PART}")]
+        places = (directory, directory / "packs", directory / "manifests")
+        parts = [part for place in places for part in place.glob(f"*{durable.PART}")]
         if (directory / "touched").is_dir():
-            parts += [
-                path for path in (directory / "touched").iterdir() if path.name.removesuffix(durable.PART) not in there
-            ]
+            parts += [path for path in (directory / "touched").iterdir() if path.name.split(".")[0] not in there]
         for part in parts:
             self._freed += part.stat().st_size
             if not self._dry_run:

@@ -37,7 +37,7 @@ def write_whole(path: Path, content: bytes, step: Callable[[str], None] = lambda
     NAME-renamed.
 
     Raises ResourceExhausted on a full disk."""
-    part = path.with_name(path.name + PART)
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # others may write the same at this moment
     try:
         with room(path), part.open("wb") as file:
             file.write(content)
