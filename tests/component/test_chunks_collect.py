@@ -183,3 +183,49 @@ def test_what_the_dead_left_is_swept(tmp_path: Path) -> None:
     assert collect(store).freed_bytes == 4 * len(left)
     assert [path.exists() for path in (*kept, *left)] == [True] * 2 + [False] * 4
     assert_readable(tmp_path, 1, pages(1, 50))
+
+
+def test_chunks_that_a_killed_collection_left_twice(tmp_path: Path) -> None:
+    """References to either copy are told where the other is before theirs goes."""
+    store = Store.open(tmp_path)
+    memory = pages(1, 300)
+    save_snapshot(store, 1, np.concatenate([memory, pages(2, 300)]))
+    save_snapshot(store, 2, memory)
+    manifest_file.remove(store, snapshot_id(1))
+    held = manifest_file.load(store, snapshot_id(2)).memory.expand(store)
+
+    def die(moved: Moved) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(store, before_removal=die)
+    store = Store.open(tmp_path)  # both packs are there
+    for _ in range(3):
+        fresh = manifest_file.load(store, snapshot_id(2)).memory.expand(store)
+        moves: list[Moved] = []
+        collect(store, before_removal=moves.append)
+        for moved in moves:
+            held, fresh = moved.renamed(held), moved.renamed(fresh)
+        assert b"".join(store.read(held.tolist())) == memory.tobytes()
+        assert b"".join(store.read(fresh.tolist())) == memory.tobytes()
+
+
+def test_a_dry_run_and_one_that_may_not_move_anything(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    save_snapshot(store, 1, np.concatenate([pages(1, 300), pages(2, 300)]))
+    save_snapshot(store, 2, pages(1, 300))
+    save_snapshot(store, 3, pages(3, 300))
+    before = on_disk(tmp_path)
+    would = collect(store, dry_run=True, without=[snapshot_id(1), snapshot_id(3)])
+    assert on_disk(tmp_path) == before and len(manifest_file.saved(store)) == 3
+    done = collect(store, rewrite=False, without=[snapshot_id(1), snapshot_id(3)])
+    assert (would.freed_bytes, would.more_bytes, would.packs_removed) == (
+        done.freed_bytes,
+        done.more_bytes,
+        done.packs_removed,
+    )
+    assert before - on_disk(tmp_path) == done.freed_bytes > 0 and done.packs_rewritten == 0
+    assert manifest_file.saved(store) == [snapshot_id(2)]
+    after = on_disk(tmp_path)
+    assert collect(store).freed_bytes == after - on_disk(tmp_path) > 0.8 * done.more_bytes > 0
+    assert_readable(tmp_path, 2, pages(1, 300))

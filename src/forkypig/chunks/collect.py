@@ -6,6 +6,7 @@ given again, so that a reference is to what it was to, or to nothing.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +140,13 @@ class _Collection:
         for references in also_keep:
             mark_references(used, references)
         faults.reach("collect-marked")
-        self._remove([number for number, mask in used.items() if not mask.any()])
+        unused = [number for number, mask in used.items() if not mask.any()]
+        twice = {number: table for number in unused if (table := self._elsewhere(number, used)).any()}
+        self._remove([number for number in unused if number not in twice])
+        if self._rewrites and twice:
+            self._tables.update(twice)
+            self._before_removal(Moved(twice))
+            self._remove(list(twice))
         more_bytes = 0
         for group in self._groups(used):
             if self._rewrites:
@@ -204,6 +211,9 @@ class _Collection:
                     )
                 tables[number] = table
             writer.commit()
+            for number in numbers:
+                elsewhere = self._elsewhere(number, used, tables)
+                tables[number] = np.where(tables[number] == 0, elsewhere, tables[number])
         except (Damaged, ResourceExhausted) as error:
             self._problems.append(str(error))
             return
@@ -215,6 +225,22 @@ class _Collection:
         self._tables.update(tables)
         self._before_removal(Moved(tables))
         self._remove(numbers, {number: used[number] for number in numbers})
+
+    def _elsewhere(
+        self, number: int, used: Mapping[int, Mask], moved: Mapping[int, References] = MappingProxyType({})
+    ) -> References:
+        """For each position of a pack where the same chunk is that is kept, 0 for none: a collection that was ended
+        between writing and removing leaves chunks twice, and somebody may hold references to these."""
+        store = self._store
+        found = store.find(store.pack(number).index.hashes)
+        numbers, positions = packs_of(found), positions_of(found)
+        for other in np.unique(numbers).tolist():
+            which = np.flatnonzero(numbers == other)
+            if other in moved:
+                found[which] = moved[other][positions[which]]
+            elif other in used:
+                found[which] = np.where(used[other][positions[which]], found[which], np.uint64(0))
+        return found
 
     def _remove(self, numbers: list[int], used: Mapping[int, Mask] | None = None) -> None:
         for number in numbers:
