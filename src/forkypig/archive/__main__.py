@@ -18,17 +18,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forkypig.archive import exporting, frames, importing, pulling, pushing
 from forkypig.archive.head import About, Head
 from forkypig.archive.importing import Arrived
 from forkypig.archive.pins import pinned, pinning
 from forkypig.archive.remote import Remote
 from forkypig.archive.reporting import Meter
+from forkypig.chunks import durable
 from forkypig.chunks.check import check
-from forkypig.chunks.collect import collect
+from forkypig.chunks.collect import Moved, collect
 from forkypig.chunks.crypt import Key
 from forkypig.chunks.store import Store
-from forkypig.errors import ForkyError, InternalError, ResourceExhausted
+from forkypig.errors import ForkyError, InternalError, NotPossibleNow, ResourceExhausted
 from forkypig.images.store import ImageStore
 from forkypig.model import SnapshotId
 
@@ -133,7 +136,7 @@ class Work:
         done = collect(
             self.store,
             pinned(self.store),
-            rewrite=False,
+            before_removal=self._tell,
             dry_run=self.request["dry_run"],
             without=[SnapshotId(each) for each in self.request["orphans"]],
         )
@@ -141,10 +144,26 @@ class Work:
             "snapshots": done.manifests,
             "chunks_kept": done.chunks_kept,
             "packs_removed": done.packs_removed,
+            "packs_rewritten": done.packs_rewritten,
             "freed_bytes": done.freed_bytes,
             "more_bytes": done.more_bytes,
             "problems": list(done.problems),
         }
+
+    def _tell(self, moved: Moved) -> None:
+        """Tells hostd where chunks are now, and waits until whoever holds references has heard of it."""
+        directory = self.store.directory / "transfers"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        path = directory / f"moved{durable.PART}"
+        try:
+            with durable.room(path), path.open("wb") as file:
+                tables: dict[str, Any] = {f"{number:016x}": table for number, table in moved.tables.items()}
+                np.savez(file, **tables)
+            self.say(moved=str(path))
+            if self.into.readline(16) != b"told\n":
+                raise NotPossibleNow("hostd has gone away: the collection was ended, and nothing is lost")
+        finally:
+            path.unlink(missing_ok=True)
 
     def check(self) -> Result:
         self.meter.begin("checking")

@@ -212,6 +212,7 @@ def gc(
                     "snapshots": done.snapshots,
                     "chunks_kept": done.chunks_kept,
                     "packs_removed": done.packs_removed,
+                    "packs_rewritten": done.packs_rewritten,
                     "freed_bytes": done.freed_bytes,
                     "more_bytes": done.more_bytes,
                     "problems": list(done.problems),
@@ -219,8 +220,9 @@ def gc(
             )
         else:
             verb = "would be freed" if dry_run else "freed"
-            more = f"; {sizes.human(done.more_bytes)} more lie among what is needed" if done.more_bytes else ""
-            printing.say(f"{sizes.human(done.freed_bytes)} {verb}, {done.snapshots} snapshots kept{more}")
+            printing.say(
+                f"{sizes.human(done.freed_bytes + done.more_bytes)} {verb}, {done.snapshots} snapshots in the store"
+            )
             for problem in done.problems:
                 printing.trouble(problem)
         return 1 if done.problems else None

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -37,20 +38,27 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
+class MovedChunks:
+    """Chunks are elsewhere now, as this file says; the worker waits until `feed` says `told`."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What came of it: the last thing."""
 
     fields: Mapping[str, Any]
 
 
-Said = Progress | Head | Data | Result
+Said = Progress | Head | Data | MovedChunks | Result
 
 
 async def work(
     settings: Settings, do: str, *, feed: AsyncIterator[bytes] | None = None, **request: Any
 ) -> AsyncGenerator[Said, None]:
-    """What a worker says that does this. `feed`: the file of an import. Leaving early ends the worker, which leaves
-    every snapshot whole. Raises what the worker raised; MachineFailed never."""
+    """What a worker says that does this. `feed`: what it reads, such as the file of an import. Leaving early ends the
+    worker, which leaves every snapshot whole. Raises what the worker raised, InternalError when it died."""
     request |= {
         "do": do,
         "store": str(settings.store),
@@ -106,6 +114,8 @@ async def _follow(stdout: asyncio.StreamReader, do: str) -> AsyncGenerator[Said,
             yield Progress(*event["progress"])
         elif "head" in event:
             yield Head(base64.b64decode(event["head"]))
+        elif "moved" in event:
+            yield MovedChunks(Path(event["moved"]))
         elif "result" in event:
             yield Result(event["result"])
             return

@@ -5,6 +5,7 @@ A snapshot that has arrived is in the store, whole, before it becomes a record h
 is an orphan that `collect` takes.
 """
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from forkypig.errors import Busy, NotPossibleNow
-from forkypig.hostd.archive_worker import Result, Said, work
+from forkypig.hostd.archive_worker import MovedChunks, Result, Said, work
 from forkypig.hostd.packing import pack
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.model import ImageId, Progress, Shape, Snapshot, SnapshotId, SnapshotKind
@@ -154,10 +155,15 @@ class Transfers:
         """Progress, then what was done. Raises Busy while something arrives, Damaged."""
         if self._arriving and not dry_run:
             raise Busy("the store", "a snapshot is being imported or pulled")
-        told: dict[str, Any] = {"dry_run": dry_run, "orphans": self._orphans()}
-        async with aclosing(work(self._host.settings, "collect", **told)) as saying:
+        told: asyncio.Queue[bytes] = asyncio.Queue()
+        asked: dict[str, Any] = {"dry_run": dry_run, "orphans": self._orphans()}
+        async with aclosing(work(self._host.settings, "collect", feed=_each(told), **asked)) as saying:
             async for said in saying:
-                yield said
+                if isinstance(said, MovedChunks):
+                    await self._host.pager.move(said.path)
+                    told.put_nowait(b"told\n")
+                else:
+                    yield said
 
     def _orphans(self) -> list[str]:
         """Snapshots in the store of which there is no record, not even one that can't be read."""
@@ -170,6 +176,11 @@ class Transfers:
         async with aclosing(work(self._host.settings, "check", deep=deep)) as saying:
             async for said in saying:
                 yield said
+
+
+async def _each(queue: "asyncio.Queue[bytes]") -> AsyncGenerator[bytes, None]:
+    while True:
+        yield await queue.get()
 
 
 def _record(host: "Host", arrived: Mapping[str, Any]) -> SnapshotRecord:

@@ -66,8 +66,9 @@ class Collected:
     snapshots: int
     chunks_kept: int
     packs_removed: int
+    packs_rewritten: int
     freed_bytes: int
-    more_bytes: int  # of rubbish that stays, in packs that are needed
+    more_bytes: int  # a dry run: that writing packs anew would free besides
     problems: Sequence[str]
 
 
@@ -195,6 +196,7 @@ class Storing:
                 done.snapshots,
                 done.chunks_kept,
                 done.packs_removed,
+                done.packs_rewritten,
                 done.freed_bytes,
                 done.more_bytes,
                 tuple(done.problems),

@@ -433,12 +433,14 @@ class Collected(_message.Message):
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     MORE_BYTES_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    PACKS_REWRITTEN_FIELD_NUMBER: _builtins.int
     snapshots: _builtins.int
     chunks_kept: _builtins.int
     packs_removed: _builtins.int
     freed_bytes: _builtins.int
     more_bytes: _builtins.int
-    """of rubbish among chunks that are needed; stays for now"""
+    """of rubbish among chunks that are needed: only said in a dry run, else it is freed"""
+    packs_rewritten: _builtins.int
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -450,10 +452,11 @@ class Collected(_message.Message):
         freed_bytes: _builtins.int = ...,
         more_bytes: _builtins.int = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        packs_rewritten: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_kept", b"chunks_kept", "freed_bytes", b"freed_bytes", "more_bytes", b"more_bytes", "packs_removed", b"packs_removed", "problems", b"problems", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_kept", b"chunks_kept", "freed_bytes", b"freed_bytes", "more_bytes", b"more_bytes", "packs_removed", b"packs_removed", "packs_rewritten", b"packs_rewritten", "problems", b"problems", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
