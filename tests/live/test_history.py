@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from forkypig.hostd.faults import HIBERNATE_STEPS, RESTORE_STEPS
 from forkypig.sync import Forky
-from tests.live.conftest import Instance
+from tests.live.conftest import FORKY, Instance
 from tests.live.test_faults import faulty, goes_on, qemus
 
 # From here on the machine is the new one: what fails is only the end of the old one.
@@ -217,5 +218,14 @@ def test_bisect_finds_the_first_bad_one(forky: Instance, box: str) -> None:
     found = json.loads(forky.ok("bisect", "three", "--good", "one", "--bad", "three", "--json", *command))
     assert found["first_bad"]["tag"] == "two"
     assert [trial["verdict"] for trial in found["trials"]] == ["bad"]
+    assert not [m["name"] for m in forky.json("ps") if m["name"].startswith("bisect")]
+    interrupted = subprocess.Popen(
+        [FORKY, "bisect", "three", "--good", "one", "--", "sleep", "60"], env=forky.environment
+    )
+    deadline = time.monotonic() + 30
+    while not any(m["name"].startswith("bisect") and m["state"] == "running" for m in forky.json("ps")):
+        assert time.monotonic() < deadline
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(30) == 130
     assert not [m["name"] for m in forky.json("ps") if m["name"].startswith("bisect")]
     assert "no ancestor" in forky.fails("bisect", "three", "--good", "three", "--bad", "one", *command, code=2)

@@ -69,7 +69,7 @@ class Bisection:
 
     def steps(self) -> int:
         """About how many tries are still to come."""
-        return max(0, (len(self._left) - 1).bit_length())
+        return (len(self._left) - 1).bit_length() if self.next() is not None else 0
 
     def tell(self, snapshot: Snapshot, verdict: Verdict) -> None:
         """What trying `snapshot` has shown."""

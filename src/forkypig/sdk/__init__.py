@@ -6,6 +6,8 @@ It speaks to nothing but the controller's socket, except `local`, which starts a
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forkypig.sdk.bisect import Bisected as Bisected
+    from forkypig.sdk.bisect import Trial as Trial
     from forkypig.sdk.client import Forky as Forky
     from forkypig.sdk.machine import Fork as Fork
     from forkypig.sdk.machine import Machine as Machine
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from forkypig.sdk.transfer import Copied as Copied
 
 _HOMES = {
+    "Bisected": "bisect",
     "Check": "status",
     "Copied": "transfer",
     "ExecResult": "process",
@@ -26,8 +29,21 @@ _HOMES = {
     "Output": "process",
     "Process": "process",
     "Status": "status",
+    "Trial": "bisect",
 }
-__all__ = ["Check", "Copied", "ExecResult", "Fork", "Forky", "Machine", "Output", "Process", "Status"]
+__all__ = [
+    "Bisected",
+    "Check",
+    "Copied",
+    "ExecResult",
+    "Fork",
+    "Forky",
+    "Machine",
+    "Output",
+    "Process",
+    "Status",
+    "Trial",
+]
 
 
 def __getattr__(name: str) -> object:
