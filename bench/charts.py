@@ -100,7 +100,7 @@ def _alternatives(results: Results) -> Chart | None:
     for measure in results.select(alternatives.SECTION, "pause"):
         way, held = measure.labels["way"], measure.labels["held_mib"]
         runs = results.select(alternatives.SECTION, "copy runs", **measure.labels)
-        ways[f"{str(way).split()[0]}, {held} MiB held"] = (_point(measure), _point(runs[0]))
+        ways[f"{str(way).split()[0]}, {held} MiB held"] = (_point(measure), _point(runs[0]) if runs else None)
     for measure in results.select(alternatives.SECTION, "cold boot"):
         ways["cold boot"] = (None, _point(measure))
     if not results.select(alternatives.SECTION, "cold boot"):

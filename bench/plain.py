@@ -187,4 +187,7 @@ async def _migrate(process: Process, state: Path, *, incoming: bool, mapped_ram:
             if status == "failed":
                 raise MachineFailed(f"{command} of the plain machine failed")
             if status == "completed":
-                return
+                break
+    # The event comes a moment before QEMU would take `cont`.
+    while (await process.session.execute("query-status"))["status"] == "finish-migrate":
+        await asyncio.sleep(0.0005)
