@@ -172,7 +172,13 @@ class Rig:
     async def reader_pid(self) -> int:
         """The reader process of the moment."""
         assert self.pager is not None
-        return child_of(self.pager.pid, "forkypig.pager.reader")
+        return child_of(self.holder_pid, "forkypig.pager.reader")
+
+    @property
+    def holder_pid(self) -> int:
+        """The process that answers; 0 while there is none."""
+        assert self.pager is not None
+        return child_of(self.pager.pid, "forkypig.pager.holder")
 
     async def state(self, snapshot: SnapshotId) -> int | None:
         status = await self.client.status()

@@ -1,66 +1,64 @@
-"""`python -m forkypig.pager`: serves the memory of snapshots until SIGTERM."""
+"""`python -m forkypig.pager`: mounts, and keeps a holder serving the mount until SIGTERM.
 
-import asyncio
+This process, the keeper, has the FUSE descriptor too and does nothing with it: as long as it is open the mount lives.
+When the holder dies a new one goes on with it; whoever faults meanwhile waits.
+"""
+
+import contextlib
 import os
+import signal
+import subprocess
 import sys
+import time
+from types import FrameType
 
-import grpc
-import pyfuse3
 import structlog
 
 from forkypig.daemon import logs
-from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
+from forkypig.daemon.server import AlreadyRunning, PidFile
 from forkypig.daemon.settings import Settings
-from forkypig.pager import fuse_loop, mount
-from forkypig.pager.catalogue import Catalogue
-from forkypig.pager.content import Content
-from forkypig.pager.filesystem import FileSystem
-from forkypig.pager.layers import FrozenLayers
-from forkypig.pager.reader_link import ReaderLink
-from forkypig.pager.service import PagerServicer
-from forkypig.pager.shelf import Shelf
-from forkypig.pager.starts import Starts
-from forkypig.v1 import pager_pb2, pager_pb2_grpc
+from forkypig.pager import mount
 
 log = structlog.get_logger()
 
+# A holder that dies so often in so short a time can't serve: then requests had better fail than wait for ever.
+_MOST_DEATHS, _WITHIN_S = 5, 20.0
 
-async def run(settings: Settings) -> None:
-    """Mounts, offers what is packed, and serves."""
-    shelf = Shelf(settings.store, settings.images)
-    reader = ReaderLink(settings.store)
-    layers = FrozenLayers()
-    content = Content(layers, reader)
-    starts = Starts(content, shelf, settings.memory)
-    catalogue = Catalogue(layers, reader, starts, shelf, settings.memory)
-    catalogue.load()
-    await reader.start()
-    fuse_loop.enable()
-    pyfuse3.init(FileSystem(catalogue, content), str(settings.memory), mount.options())
-    fuse = asyncio.create_task(fuse_loop.run(), name="fuse")
-    stop = asyncio.Event()
-    fuse.add_done_callback(lambda _: stop.set())
-    try:
-        await asyncio.to_thread(mount.tune, settings.memory, settings.run / "fusectl")
-        names = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
-        servicer = PagerServicer(catalogue, reader, settings.memory, now_us())
 
-        def register(server: grpc.aio.Server) -> None:
-            pager_pb2_grpc.add_PagerServicer_to_server(servicer, server)
+class Keeper:
+    """Keeps a holder."""
 
-        async def close() -> None:
-            await catalogue.close()
-            await starts.close()
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._holder: subprocess.Popen[bytes] | None = None
+        self._stopping = False
 
-        await serve(settings, "pager", register, names, before_stop=close, stop=stop)
-    finally:
-        # Lazily: mappings that are open still fail later, at their next fault, and hold up nothing here.
-        mount.detach(settings.memory)
-        if not fuse.done():
-            pyfuse3.terminate()
-            await asyncio.wait({fuse}, timeout=2.0)
-        pyfuse3.close(unmount=False)
-        await reader.close()
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """For signals."""
+        self._stopping = True
+        if self._holder is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._holder.send_signal(signal.SIGTERM)
+
+    def run(self) -> int:
+        """Returns the exit code when it is over."""
+        deaths: list[float] = []
+        while not self._stopping:
+            self._holder = self._start(taken_over=bool(deaths))
+            if self._stopping:  # the signal came in between
+                self._holder.terminate()
+            code = self._holder.wait()
+            if code == 0 or self._stopping:
+                return code
+            deaths = [when for when in deaths if time.monotonic() - when < _WITHIN_S] + [time.monotonic()]
+            log.error("holder died", code=code, deaths=len(deaths))
+            if len(deaths) >= _MOST_DEATHS:
+                return 1
+        return 0
+
+    def _start(self, *, taken_over: bool) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd)]
+        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd])
 
 
 def prepare(settings: Settings) -> None:
@@ -82,11 +80,14 @@ def main() -> int:
     except AlreadyRunning:
         print(f"the pager runs already for {settings.home}", file=sys.stderr)
         return 1
-    raise_open_files()
     prepare(settings)
-    asyncio.run(run(settings))
+    keeper = Keeper(mount.attach(settings.memory))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, keeper.stop)
+    code = keeper.run()
+    mount.detach(settings.memory)
     del lock
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from forkypig.pager.prefetch import Recording
 from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.served import FileKind, ServedFile
 from forkypig.pager.shelf import Shelf, StoredSnapshot
-from forkypig.pager.snapshot import INODES, Snapshot, State
+from forkypig.pager.snapshot import Snapshot, State
 from forkypig.pager.starts import Starts
 from forkypig.pager.upkeep import Upkeep, read_moved
 
@@ -33,15 +33,15 @@ _COMPLETE_AFTER_LOAD_S = 0.5
 
 
 class Catalogue:
-    """The snapshots by id, and by the inode of their directory."""
+    """The snapshots by id, and by the node of their directory."""
 
     def __init__(self, layers: FrozenLayers, reader: ReaderLink, starts: Starts, shelf: Shelf, mount: Path) -> None:
         self.layers, self.shelf = layers, shelf
         self.snapshots: dict[str, Snapshot] = {}
-        self.by_inode: dict[int, Snapshot] = {}
+        self.by_node: dict[int, Snapshot] = {}
+        self.on_frozen_change: Callable[[], None] = lambda: None  # which processes are needed has changed
         self.on_forget: Callable[[Snapshot], None] = lambda _: None  # the file system drops the kernel's entry
         self._reader, self._starts, self._mount = reader, starts, mount
-        self._next_inode = INODES  # 1 is the root; never used again
         self._upkeep = Upkeep(layers, self.snapshots)
         self._packing: dict[str, Packing] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -57,7 +57,7 @@ class Catalogue:
 
     def _take(self, stored: StoredSnapshot) -> None:
         index = PageIndex(stored.memory_bytes, 0, None, None)
-        snapshot = Snapshot(stored.snapshot, self._inode(), index, stored.memory_bytes, None, stored.parent)
+        snapshot = Snapshot(stored.snapshot, index, stored.memory_bytes, None, stored.parent)
         snapshot.recording = Recording.of(self.shelf.touched(stored.snapshot))
         self._offer_stored(snapshot, stored.disk_bytes, stored.devices_bytes, stored.base)
         snapshot.enter(State.PACKED)
@@ -98,12 +98,13 @@ class Catalogue:
             raise
         layer = self.layers.add(snapshot_id, memory)
         index = PageIndex(size_bytes, layer.number, parent.memory.index if parent else None, memory)
-        snapshot = Snapshot(SnapshotId(snapshot_id), self._inode(), index, size_bytes, parent, parent_id)
+        snapshot = Snapshot(SnapshotId(snapshot_id), index, size_bytes, parent, parent_id)
         snapshot.frozen, snapshot.address, snapshot.layer = memory, address, layer
         snapshot.names = {layer.number} | (parent.names if parent else set())
         self.layers.use(snapshot.names, snapshot_id)
         self._offer(snapshot)
         asyncio.get_running_loop().add_reader(memory.pidfd, self._process_ended, snapshot)
+        self.on_frozen_change()
         log.info("reserved", snapshot=snapshot_id, parent=parent_id, pid=pid, mib=size_bytes >> 20)
         return path
 
@@ -182,7 +183,7 @@ class Catalogue:
             await asyncio.wait({packing.task})
         if self.snapshots.pop(snapshot_id, None) is None:
             return  # somebody was faster
-        self.by_inode.pop(snapshot.inode, None)
+        self.by_node.pop(snapshot.node, None)
         self._unwatch(snapshot)
         snapshot.enter(State.FORGOTTEN)
         self.on_forget(snapshot)
@@ -245,13 +246,9 @@ class Catalogue:
         except OSError as error:
             raise NotPossibleNow(f"nothing can stand on {parent.id}: its index can't be read ({error})") from error
 
-    def _inode(self) -> int:
-        self._next_inode += INODES
-        return self._next_inode - INODES
-
     def _offer(self, snapshot: Snapshot) -> None:
         self.snapshots[snapshot.id] = snapshot
-        self.by_inode[snapshot.inode] = snapshot
+        self.by_node[snapshot.node] = snapshot
 
     def _offer_stored(self, snapshot: Snapshot, disk_bytes: int, devices_bytes: int, base: Path | None) -> None:
         snapshot.memory.index.stored_as = snapshot.id, FileKind.MEMORY.value

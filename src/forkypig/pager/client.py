@@ -22,7 +22,7 @@ class PagerClient:
     """A connection to the pager. Every call raises HostUnreachable when the pager is not there."""
 
     def __init__(self, socket: Path) -> None:
-        self.pid: int | None = None  # of the pager, known after the first `status` or `daemon`
+        self.pid: int | None = None  # of what answers faults; known after `status`, `daemon` or `reserve`
         options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options)
         self._stub = pager_pb2_grpc.PagerStub(self._channel)
@@ -57,7 +57,9 @@ class PagerClient:
             snapshot=snapshot, size_bytes=size_bytes, parent=parent or "", pid=pid, address=address
         )
         with rpc_errors():
-            return Path((await self._stub.Reserve(request, timeout=_TIMEOUT_S)).path)
+            answer = await self._stub.Reserve(request, timeout=_TIMEOUT_S)
+        self.pid = answer.pid
+        return Path(answer.path)
 
     async def bind(self, snapshot: SnapshotId) -> None:
         """The process is frozen: serve from it. The same again is fine. Raises NotFound, or NotPossibleNow (gone)."""

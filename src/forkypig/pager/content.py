@@ -24,6 +24,22 @@ class Content:
         self._layers, self._reader = layers, reader
         self._making: dict[tuple[int, int], asyncio.Future[None]] = {}
 
+    def read_now(self, file: ServedFile, offset: int, length: int) -> bytes | bytearray | None:
+        """As `read`, when frozen processes have all of it; else None. Without a task a fault is answered sooner."""
+        if file.kind is not FileKind.MEMORY or offset % PAGE_BYTES or length % PAGE_BYTES:
+            return None
+        length = min(length, file.size_bytes - offset)
+        try:
+            references = file.index.references(offset // PAGE_BYTES, length // PAGE_BYTES)
+        except NotMade:
+            return None
+        if length <= 0 or any(0 < reference < FROZEN for reference in references):
+            return None
+        frozen, _ = self._frozen(offset // PAGE_BYTES, references)
+        return (
+            _assembled(frozen, bytearray(length)) if len(frozen) != 1 or len(frozen[0][1]) != length else frozen[0][1]
+        )
+
     async def read(self, file: ServedFile, offset: int, length: int) -> bytes | bytearray:
         """Up to `length` bytes, fewer at the file's end. Raises OSError (EIO)."""
         length = min(length, file.size_bytes - offset)
@@ -73,33 +89,33 @@ class Content:
         count = min(_REGIONS_A_STEP, index.regions - step)
         index.fill(step, await self._reader.expand(*index.stored_as, step, count))
 
-    async def _pages(self, file: ServedFile, first: int, references: list[int]) -> bytes | bytearray:
-        frozen: list[tuple[int, bytes]] = []  # where in the answer, what
-        asked: list[int] = []
-        at, stored = 0, False
+    async def _pages(self, file: ServedFile, first: int, references: list[int]) -> bytearray:
+        frozen, asked = self._frozen(first, references)
+        if any(asked):
+            return _assembled(frozen, await self._reader.read(file.base, asked))
+        return _assembled(frozen, bytearray(len(references) * PAGE_BYTES))
+
+    def _frozen(self, first: int, references: list[int]) -> tuple[list[tuple[int, bytes]], list[int]]:
+        """What frozen processes hold (where in the answer, content), and for all pages what to ask of the reader: 0 for
+        nothing."""
+        frozen: list[tuple[int, bytes]] = []
+        asked = [0] * len(references)
+        at = 0
         while at < len(references):
             reference = references[at]
+            end = at + 1
             if reference & FROZEN:
-                end = at + 1
                 while end < len(references) and references[end] == reference:
                     end += 1
-                data = self._layers[reference ^ FROZEN].read((first + at) * PAGE_BYTES, (end - at) * PAGE_BYTES)
-                if end - at == len(references):
-                    return data
-                frozen.append((at * PAGE_BYTES, data))
-                asked += [0] * (end - at)
-                at = end
-                continue
-            if reference:
-                stored = True
-                if reference == BASE:
-                    reference |= first + at
-            asked.append(reference)
-            at += 1
-        if stored:
-            whole = await self._reader.read(file.base, asked)
-        else:
-            whole = bytearray(len(references) * PAGE_BYTES)
-        for start, data in frozen:
-            whole[start : start + len(data)] = data
-        return whole
+                layer = self._layers[reference ^ FROZEN]
+                frozen.append((at * PAGE_BYTES, layer.read((first + at) * PAGE_BYTES, (end - at) * PAGE_BYTES)))
+            elif reference:
+                asked[at] = reference | (first + at) if reference == BASE else reference
+            at = end
+        return frozen, asked
+
+
+def _assembled(frozen: list[tuple[int, bytes]], whole: bytearray) -> bytearray:
+    for start, data in frozen:
+        whole[start : start + len(data)] = data
+    return whole

@@ -3,9 +3,9 @@
 Nothing here may touch a path below the mount: it would be a request to ourselves.
 """
 
-import contextlib
 import ctypes
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -14,23 +14,44 @@ import structlog
 log = structlog.get_logger()
 
 _MNT_DETACH = 2
+_MS_NOSUID, _MS_NODEV = 2, 4
 _FUSERMOUNT_TIMEOUT_S = 10.0  # it does no more than a system call
 # Measured (bench/pager_faults.py): a first touch takes as long as its read-ahead is large, and what a guest touches
 # next is rarely what lies beside. 32 KiB is the knee.
 READ_AHEAD_KIB = 32
-# Reads of snapshots that are not bound yet are pending. With the kernel's 12 background requests a dozen of them would
-# hold up the read-ahead of every other snapshot, and so the machine that they wait for.
-_MAX_BACKGROUND = 65535
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def options() -> set[str]:
-    """The mount's options. As root, other users may use it: QEMU may run as one; the mode bits still count."""
-    chosen = {"fsname=forky-pager", "subtype=forky", "default_permissions"}
-    if os.geteuid() == 0:
-        chosen.add("allow_other")
-    return chosen
+def attach(mountpoint: Path) -> int:
+    """Mounts, and returns the descriptor on which requests come; not blocking. As root, other users may use it: QEMU
+    may run as one; the mode bits still count. Raises OSError."""
+    if os.geteuid() != 0:
+        return _attach_by_helper(mountpoint)
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+    flags = _MS_NOSUID | _MS_NODEV
+    if _libc.mount(b"forky-pager", os.fsencode(mountpoint), b"fuse.forky", flags, options.encode()) != 0:
+        code = ctypes.get_errno()
+        os.close(fd)
+        raise OSError(code, os.strerror(code), str(mountpoint))
+    return fd
+
+
+def _attach_by_helper(mountpoint: Path) -> int:
+    """By fusermount3, which may mount for ordinary users and sends the descriptor over a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        subprocess.run(
+            ["fusermount3", "-o", "fsname=forky-pager,subtype=forky,default_permissions", "--", str(mountpoint)],
+            check=True,
+            timeout=_FUSERMOUNT_TIMEOUT_S,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+        )
+        _, (fd, *_), _, _ = socket.recv_fds(ours, 1, 1)
+    os.set_blocking(fd, False)
+    return fd
 
 
 def device_of(mountpoint: Path) -> str | None:
@@ -57,38 +78,12 @@ def detach(mountpoint: Path) -> None:
             subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], check=True, timeout=_FUSERMOUNT_TIMEOUT_S)
 
 
-def tune(mountpoint: Path, scratch: Path) -> None:
-    """Sets read-ahead and the number of background requests; without the right to do so it is slower, and says it.
-
-    `scratch` is a directory where the kernel's FUSE control file system can be mounted for a moment.
-    """
+def tune(mountpoint: Path) -> None:
+    """Sets read-ahead; without the right to do so it is slower, and says it."""
     device = device_of(mountpoint)
     if device is None:
         return
     try:
         Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
-        with _control(scratch) as control:
-            connection = control / device.split(":")[1]
-            (connection / "max_background").write_text(str(_MAX_BACKGROUND))
-            (connection / "congestion_threshold").write_text(str(_MAX_BACKGROUND))
     except OSError as error:
         log.warning("mount not tuned", error=str(error))
-
-
-@contextlib.contextmanager
-def _control(scratch: Path):  # type: ignore[no-untyped-def]
-    """The directory of FUSE connections (fusectl), mounted for the block where the host has not mounted it."""
-    usual = Path("/sys/fs/fuse/connections")
-    if any(usual.iterdir()):
-        yield usual
-        return
-    scratch.mkdir(exist_ok=True)
-    if _libc.mount(b"fusectl", os.fsencode(scratch), b"fusectl", 0, None) != 0:
-        code = ctypes.get_errno()
-        scratch.rmdir()
-        raise OSError(code, os.strerror(code), "fusectl")
-    try:
-        yield scratch
-    finally:
-        _libc.umount2(os.fsencode(scratch), _MNT_DETACH)
-        scratch.rmdir()

@@ -12,10 +12,7 @@ is never called there, but on a thread of its own (pyfuse3 releases the GIL in i
 thread, so the two can't wait for each other.
 """
 
-import contextlib
 from collections.abc import Iterable
-
-import pyfuse3
 
 from forkypig.chunks.format import PAGE_BYTES
 from forkypig.pager.index import PageRun
@@ -93,14 +90,3 @@ def split(runs: Iterable[PageRun], turn: int) -> tuple[tuple[PageRun, ...], tupl
         elif (position + turn) % _LEFT_OUT_OF:
             later.append(run)
     return tuple(at_once), tuple(later)
-
-
-def store(inode: int, parts: Iterable[tuple[int, bytes | bytearray]]) -> int:
-    """Stores parts of a file (offset, content) in the kernel's page cache; returns how many bytes. For a thread of its
-    own. What fails is left out: the page is then read as usual."""
-    stored = 0
-    for offset, data in parts:
-        with contextlib.suppress(OSError):  # ENOENT: nobody has opened the file yet
-            pyfuse3.notify_store(inode, offset, data)  # type: ignore[arg-type]  # any buffer will do
-            stored += len(data)
-    return stored

@@ -17,8 +17,8 @@ class FileKind(Enum):
 class ServedFile:
     """A file and its index. `snapshot` is the id of the snapshot that it belongs to."""
 
-    def __init__(self, snapshot: str, kind: FileKind, inode: int, size_bytes: int, index: PageIndex) -> None:
-        self.snapshot, self.kind, self.inode, self.size_bytes = snapshot, kind, inode, size_bytes
+    def __init__(self, snapshot: str, kind: FileKind, node: int, size_bytes: int, index: PageIndex) -> None:
+        self.snapshot, self.kind, self.node, self.size_bytes = snapshot, kind, node, size_bytes
         self.index = index
         self.base: Path | None = None  # where the image lies to which references may point
         self.opened = 0

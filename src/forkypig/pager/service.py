@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,7 +78,7 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
         path = await self._catalogue.reserve(
             request.snapshot, request.size_bytes, request.parent, request.pid, request.address
         )
-        return pager_pb2.ReserveResponse(path=str(path))
+        return pager_pb2.ReserveResponse(path=str(path), pid=os.getpid())
 
     @_answers
     async def Bind(self, request: pager_pb2.BindRequest, context: _Context) -> common_pb2.Empty:

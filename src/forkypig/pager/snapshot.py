@@ -16,7 +16,12 @@ from forkypig.pager.served import FileKind, ServedFile
 
 log = structlog.get_logger()
 
-INODES = 4  # of a snapshot: its directory, then its files
+NODES = 4  # of a snapshot: its directory, then its files
+
+
+def node_of(snapshot_id: str) -> int:
+    """The node of a snapshot's directory: the same in every process; 1 is the root's."""
+    return (int(snapshot_id.removeprefix("s-"), 16) + 1) * NODES
 
 
 class State(Enum):
@@ -33,18 +38,17 @@ _READABLE = (State.FROZEN, State.PACKED)
 
 
 class Snapshot:
-    """A snapshot and its files. `inode` is its directory's; it has its memory from the start."""
+    """A snapshot and its files. It has its memory from the start."""
 
     def __init__(
         self,
         snapshot_id: SnapshotId,
-        inode: int,
         memory: PageIndex,
         size_bytes: int,
         parent: "Snapshot | None",
         parent_id: str,
     ) -> None:
-        self.id, self.inode, self.size_bytes = snapshot_id, inode, size_bytes
+        self.id, self.node, self.size_bytes = snapshot_id, node_of(snapshot_id), size_bytes
         self.parent, self.parent_id = parent, parent_id  # the object only until it is packed
         self.state = State.RESERVED
         self.standing: set[str] = set()  # snapshots that are not packed and stand directly on it
@@ -55,21 +59,21 @@ class Snapshot:
         self.packed_own_bytes = 0  # once it is packed: what it held itself
         self.recording = Recording()
         self.push_later: tuple[PageRun, ...] = ()  # when the load is over
-        self.memory = ServedFile(snapshot_id, FileKind.MEMORY, inode + 1, size_bytes, memory)
+        self.memory = ServedFile(snapshot_id, FileKind.MEMORY, self.node + 1, size_bytes, memory)
         self.files = {FileKind.MEMORY: self.memory}
         self._waiting: asyncio.Future[None] | None = None
 
     def add_file(self, kind: FileKind, size_bytes: int) -> ServedFile:
         """Offers its disk or its device state, once it is stored."""
-        inode = self.inode + 1 + list(FileKind).index(kind)
+        node = self.node + 1 + list(FileKind).index(kind)
         index = PageIndex(size_bytes if kind is FileKind.DISK else 0, 0, None, None)
         index.stored_as = self.id, kind.value
-        file = self.files[kind] = ServedFile(self.id, kind, inode, size_bytes, index)
+        file = self.files[kind] = ServedFile(self.id, kind, node, size_bytes, index)
         return file
 
-    def file_of(self, inode: int) -> ServedFile | None:
-        """The file with this inode."""
-        return next((file for file in self.files.values() if file.inode == inode), None)
+    def file_of(self, node: int) -> ServedFile | None:
+        """The file with this node."""
+        return next((file for file in self.files.values() if file.node == node), None)
 
     @property
     def own_bytes(self) -> int:
@@ -83,6 +87,11 @@ class Snapshot:
         if self._waiting is not None and state is not State.RESERVED:
             self._waiting.set_result(None)
             self._waiting = None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it need not be waited for."""
+        return self.state in _READABLE
 
     async def readable(self) -> None:
         """Waits until it is bound. Raises OSError (EIO) when it is lost or forgotten."""

@@ -1,9 +1,10 @@
 """Starts of machines from snapshots: what they touch is recorded, and pushed ahead of the next one (prefetch.py)."""
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Starts:
 
     def __init__(self, content: Content, shelf: Shelf, mount: Path) -> None:
         self.content, self._shelf, self._mount = content, shelf, mount
+        self.store: Callable[[int, int, bytes | bytearray], None] = lambda *_: None  # into the page cache (fuse.py)
         self._pusher = ThreadPoolExecutor(1, "push")
         self._pusher.submit(int)  # starts the thread: hostd raises the priority of those that are there at a split
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,10 +98,19 @@ class Starts:
             pages += count
             if pages >= _PAGES_A_STEP or position == len(ahead):
                 loop = asyncio.get_running_loop()
-                stored += await loop.run_in_executor(self._pusher, prefetch.store, snapshot.memory.inode, parts)
+                stored += await loop.run_in_executor(self._pusher, self._store_all, snapshot.memory.node, parts)
                 parts, pages = [], 0
         took_ms = (time.perf_counter() - began) * 1000
         log.debug("pushed", snapshot=snapshot.id, kib=stored >> 10, ms=round(took_ms, 2))
+
+    def _store_all(self, node: int, parts: list[tuple[int, bytes | bytearray]]) -> int:
+        """On the pusher's thread; returns how many bytes. What fails is left out: the page is then read as usual."""
+        stored = 0
+        for offset, data in parts:
+            with contextlib.suppress(OSError):  # ENOENT: nobody has opened the file yet
+                self.store(node, offset, data)
+                stored += len(data)
+        return stored
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,0 +1,108 @@
+"""The holder dies and another goes on with its mount: who faults meanwhile waits, and nothing else is seen of it."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from forkypig.v1 import pager_pb2
+from tests.component.pager_rig import PAGE, Model, Rig, drop_cache, running_pager
+
+pytestmark = pytest.mark.skipif("os.geteuid() != 0", reason="FUSE with allow_other needs root")
+SIZE = 4 * 2**20
+FROZEN, PACKED = pager_pb2.PagerSnapshot.STATE_FROZEN, pager_pb2.PagerSnapshot.STATE_PACKED
+
+
+async def _kill_holder(rig: Rig, but: int = 0) -> int:
+    """Kills the holder of the moment, another than `but`; returns its pid."""
+    deadline = time.monotonic() + 20
+    while (holder := rig.holder_pid) in (0, but):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    os.kill(holder, signal.SIGKILL)
+    return holder
+
+
+async def test_machines_on_packed_and_frozen_memory_outlive_holders() -> None:
+    async with running_pager() as rig:
+        model = Model(SIZE, seed=3)
+        first = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(model.scribble, first, 30)
+        root = await rig.split(first, None, SIZE)
+        expected = {root: bytes(model.data)}
+        await rig.pack(root)
+        second = await asyncio.to_thread(rig.guest, root, SIZE)
+        await asyncio.to_thread(model.scribble, second, 10)
+        child = await rig.split(second, root, SIZE)
+        expected[child] = bytes(model.data)
+        guests = {snapshot: await asyncio.to_thread(rig.guest, snapshot, SIZE) for snapshot in expected}
+        ended = asyncio.Event()
+
+        async def machine(snapshot: str) -> float:
+            """Faults all over its memory and compares; returns the longest wait in seconds."""
+            places, longest = random.Random(snapshot), 0.0
+            while not ended.is_set():
+                offset = places.randrange(SIZE // PAGE - 8) * PAGE
+                await asyncio.to_thread(drop_cache, rig.file(root.__class__(snapshot)))
+                began = time.monotonic()
+                data = await rig.content(root.__class__(snapshot), offset, 8 * PAGE)
+                assert data == expected[root.__class__(snapshot)][offset : offset + 8 * PAGE]
+                read = await asyncio.to_thread(guests[root.__class__(snapshot)].read, offset, PAGE)
+                assert read == data[:PAGE]
+                longest = max(longest, time.monotonic() - began)
+            return longest
+
+        machines = [asyncio.create_task(machine(snapshot)) for snapshot in expected]
+        killed = 0
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            killed = await _kill_holder(rig, killed)
+        await asyncio.sleep(0.5)
+        while not rig.holder_pid:
+            await asyncio.sleep(0.05)
+        ended.set()
+        assert max(await asyncio.wait_for(asyncio.gather(*machines), 30)) < 20
+        deadline = time.monotonic() + 20
+        while (await rig.state(root), await rig.state(child)) != (PACKED, FROZEN):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        assert "read failed" not in rig.log()
+        await rig.pack(child)  # all of it works on
+
+
+async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None:
+    async with running_pager() as rig:
+        guest = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(guest.write, 0, b"before")
+        snapshot = await rig.split(guest, None, SIZE)
+        other = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(other.write, 0, b"later")
+        waits = snapshot.__class__("s-0123456789ab")
+        await rig.client.reserve(waits, SIZE, None, other.pid, other.address)
+        reader = asyncio.create_task(rig.content(waits, 0, 5))
+        await asyncio.sleep(0.3)
+        await _kill_holder(rig)
+        assert await rig.content(snapshot, 0, 6) == b"before"
+        assert not reader.done()
+        other.freeze()
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                await rig.client.bind(waits)
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+        assert await reader == b"later"
+
+
+async def test_a_holder_that_can_not_live_is_given_up() -> None:
+    async with running_pager() as rig:
+        killed = 0
+        for _ in range(5):
+            killed = await _kill_holder(rig, killed)
+        assert rig.pager is not None
+        assert await asyncio.to_thread(rig.pager.wait, 20) == 1
+        await rig.start()  # the next one begins with a mount of its own
