@@ -47,6 +47,7 @@ async def _wait(host: "Host", live: LiveMachine, process: Process, *, full: bool
     home = host.settings.home
     log.error("a machine stands still: its disk fails", machine=live.id, home=str(home), full=full, reason=reason)
     live.stall(f"waiting for room below {home}" if full else f"because its disk can't be read or written: {reason}")
+    said = ""
     while live.process is process and live.state is MachineState.PAUSED:
         await asyncio.sleep(_LOOK_S)
         if shutil.disk_usage(home).free < _ROOM_BYTES and full:
@@ -56,7 +57,9 @@ async def _wait(host: "Host", live: LiveMachine, process: Process, *, full: bool
                 await host.folding.open_again(live)
             await split.resume(process)
         except ForkyError as error:
-            log.error("a machine does not go on", machine=live.id, error=str(error))
+            if str(error) != said:
+                log.error("a machine does not go on yet", machine=live.id, error=str(error))
+            said = str(error)
         else:
             log.info("a machine goes on", machine=live.id)
             live.stall("")
