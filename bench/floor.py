@@ -16,7 +16,7 @@ from bench.processes import cores, cpu_ms
 from bench.session import Session
 from forkypig.model import Snapshot
 from forkypig.qemu.command import CommandLine, Hardware
-from forkypig.qemu.disks import aio_engine, chain
+from forkypig.qemu.disks import aio_engine
 from forkypig.qemu.process import Process
 
 SECTION = "floor"
@@ -62,7 +62,7 @@ def _command(directory: Path, number: int, like: Snapshot, here: Instance) -> Co
         process_id=f"floor-{number}",
         hardware=Hardware(like.machine_type, like.accelerator, like.cpu_model, "user"),
         shape=like.shape,
-        disks=chain(disk),
+        disks=[(disk, "qcow2")],
         aio=aio_engine(),
         console=directory / f"{number}.log",
         memory=directory / "memory",

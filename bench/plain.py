@@ -18,7 +18,7 @@ from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.model import Shape
 from forkypig.qemu import priority
 from forkypig.qemu.command import CommandLine, DirectBoot, Hardware
-from forkypig.qemu.disks import aio_engine, chain
+from forkypig.qemu.disks import aio_engine
 from forkypig.qemu.process import Process
 
 _BOOT_S = 180.0
@@ -155,7 +155,7 @@ def _command(base: Base, process_id: str, disk: Path, boot: DirectBoot | None) -
         process_id=process_id,
         hardware=base.hardware,
         shape=base.shape,
-        disks=chain(disk),
+        disks=[(disk, "qcow2"), (base.disk, base.disk_format)],
         aio=aio_engine(),
         console=disk.with_suffix(".log"),
         memory=None,

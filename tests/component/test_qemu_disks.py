@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.errors import InvalidRequest
-from forkypig.qemu.disks import Overlays, chain
+from forkypig.qemu.disks import Overlays
 
 
 def _info(path: Path) -> dict[str, object]:
@@ -27,7 +27,6 @@ async def test_overlays_over_overlays(tmp_path: Path) -> None:
     assert _info(first)["backing-filename-format"] == "raw"
     assert _info(second)["backing-filename"] == str(first)
     assert _info(second)["virtual-size"] == 64 << 20
-    assert chain(second) == [(second, "qcow2"), (first, "qcow2"), (base, "raw")]
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", str(second)], check=True, capture_output=True)
     flat = tmp_path / "flat.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", str(second), str(flat)], check=True)

@@ -78,26 +78,6 @@ def write_back(path: Path) -> None:
         os.close(fd)
 
 
-def chain(top: Path) -> list[tuple[Path, str]]:
-    """An overlay and all that it stands on, the top first, each with its format; read from the headers.
-
-    Only overlays that `Overlays` made: a file that is no qcow2 is the raw image at the bottom.
-    """
-    found: list[tuple[Path, str]] = []
-    path = top
-    while True:
-        with path.open("rb") as file:
-            header = file.read(_HEADER.size)
-            magic, _, offset, size = _HEADER.unpack(header) if len(header) == _HEADER.size else (b"", 0, 0, 0)
-            if magic != b"QFI\xfb":
-                return [*found, (path, "raw")]
-            found.append((path, "qcow2"))
-            if not offset:
-                return found
-            file.seek(offset)
-            path = Path(os.fsdecode(file.read(size)))
-
-
 def _copy(blank: Path, path: Path, backing: bytes) -> None:
     shutil.copyfile(blank, path)
     path.chmod(0o600)
