@@ -103,3 +103,19 @@ async def test_a_load_that_fails_says_what_qemu_said_last(tmp_path: Path) -> Non
     async with asyncio.timeout(10), shell(tmp_path, (10, 0), "failed") as (process, _):
         with pytest.raises(MachineFailed, match="Unknown ramblock"):
             await split.load(process, paused=True)
+
+
+async def test_packed_device_state_is_read_before_and_given_for_reading_only(tmp_path: Path) -> None:
+    packed = tmp_path / "devices"
+    packed.write_bytes(b"state" * 1000)
+    with split.copied_state(packed) as fd:
+        packed.unlink()
+        assert os.read(fd, 1 << 20) == b"state" * 1000
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(fd, b"x")
+    async with asyncio.timeout(10), shell(tmp_path, (10, 0), "completed") as (process, peer):
+        with pytest.raises(MachineFailed, match="can't be read"):
+            await split.offer_state(process, packed, packed=True)
+        packed.write_bytes(b"state")
+        await split.offer_state(process, packed, packed=True)
+    assert peer.files == ["/memfd:device-state (deleted)"]

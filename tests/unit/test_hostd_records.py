@@ -72,6 +72,20 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     assert machines.load() == {}
 
 
+def test_a_durable_record_is_there_when_it_is_put_and_not_before(tmp_path: Path) -> None:
+    ledger, packed = snapshot_ledger(tmp_path), replace(_SNAPSHOT, phase=SnapshotPhase.PACKED)
+    ledger.save(_SNAPSHOT.snapshot.id, _SNAPSHOT)
+    prepared = ledger.prepare(_SNAPSHOT.snapshot.id, packed)
+    ledger.prepare(_SNAPSHOT.snapshot.id, packed)  # by a hostd that died before it could put it
+    assert ledger.load() == {_SNAPSHOT.snapshot.id: _SNAPSHOT}
+    assert not prepared.exists(), "what was not put is taken away at the next start"
+    ledger.put(_SNAPSHOT.snapshot.id, ledger.prepare(_SNAPSHOT.snapshot.id, packed))
+    ledger.sync()
+    assert ledger.load() == {_SNAPSHOT.snapshot.id: packed}
+    assert packed.is_durable
+    assert len(list((tmp_path / "snapshots").iterdir())) == 1
+
+
 def test_a_damaged_record_does_not_keep_the_others_down(tmp_path: Path) -> None:
     ledger = machine_ledger(tmp_path)
     ledger.save(_RECORD.machine.id, _RECORD)
