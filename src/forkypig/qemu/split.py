@@ -17,6 +17,10 @@ _STATE_SET = 1
 # From 9.1 on QEMU warns that `fd:` on a file is deprecated (docs/about/deprecated.rst), in every shell's log, where it
 # would be the last word of a machine that dies without one of its own. `file:` is there from 8.2 on; tried on 10.0.
 _FILE_SINCE = (9, 1)
+# One round, as late as QEMU allows, in ms. Not none: then virtio-net frees its timer on load, and deletes it once more
+# when the guest resets the card, at its power-off or reboot, which is the end of QEMU (7.2, hw/net/virtio-net.c,
+# virtio_net_post_load_device and virtio_net_reset).
+_ANNOUNCE = {"announce-rounds": 1, "announce-initial": 100_000}
 _LOAD_TIMEOUT_S = 60.0  # 15 ms when idle; a hundred children on two cores take their turns
 
 
@@ -86,13 +90,13 @@ def copied_state(path: Path) -> Iterator[int]:
 async def offer_state(process: Process, path: Path, *, packed: bool = False) -> None:
     """Gives a shell its descriptor of the device state, ahead of the pause. `packed`: `path` is the pager's.
 
-    And spares the guest the announcements by which a migrated machine tells switches where it is now: no switch has
-    to know, and under TCG each of the five rounds keeps the guest's kernel busy for 60 ms right after the pause.
+    And puts off the announcements by which a migrated machine tells switches where it is now: no switch has to know,
+    and under TCG each of the five rounds keeps the guest's kernel busy for 60 ms right after the pause.
     """
     await process.session.execute(
         "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
     )
-    await process.session.execute("migrate-set-parameters", {"announce-rounds": 0})
+    await process.session.execute("migrate-set-parameters", _ANNOUNCE)
     with contextlib.ExitStack() as stack:
         if packed:
             fd = await asyncio.to_thread(stack.enter_context, copied_state(path))
