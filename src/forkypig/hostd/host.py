@@ -358,7 +358,7 @@ class Host:
 
     def split_pids(self) -> tuple[int, ...]:
         """Our own processes that a split waits for."""
-        return (os.getpid(), self.pager.pid) if self.pager.pid else (os.getpid(),)
+        return (os.getpid(), *self.pager.pids)
 
     def refill_pool(self, record: SnapshotRecord) -> None:
         """Keeps shells ready for a template that was just used."""

@@ -22,7 +22,8 @@ class PagerClient:
     """A connection to the pager. Every call raises HostUnreachable when the pager is not there."""
 
     def __init__(self, socket: Path) -> None:
-        self.pid: int | None = None  # of what answers faults; known after `status`, `daemon` or `reserve`
+        # Of those who answer faults; known after `status`, `daemon` or `reserve`.
+        self.pids: tuple[int, ...] = ()
         options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options)
         self._stub = pager_pb2_grpc.PagerStub(self._channel)
@@ -39,7 +40,7 @@ class PagerClient:
         """What it serves."""
         with rpc_errors():
             answer: pager_pb2.PagerStatus = await self._stub.GetPagerStatus(common_pb2.Empty(), timeout=_TIMEOUT_S)
-        self.pid = answer.pager.pid
+        self.pids = (answer.pager.pid,)
         return answer
 
     async def daemon(self) -> common_pb2.Daemon:
@@ -58,7 +59,7 @@ class PagerClient:
         )
         with rpc_errors():
             answer = await self._stub.Reserve(request, timeout=_TIMEOUT_S)
-        self.pid = answer.pid
+        self.pids = tuple(answer.pids)
         return Path(answer.path)
 
     async def bind(self, snapshot: SnapshotId) -> None:

@@ -6,9 +6,10 @@ packed and closed meanwhile.
 
 import asyncio
 import errno
+from collections.abc import Sequence
 
 from forkypig.chunks.format import BASE, FROZEN, PAGE_BYTES
-from forkypig.pager.index import NotMade, PageIndex
+from forkypig.pager.index import NotMade, PageIndex, PageRun
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.served import FileKind, ServedFile
@@ -59,6 +60,25 @@ class Content:
             data = await self._pages(file, first, await self._references(file.index, first, count))
         skip = offset - first * PAGE_BYTES
         return data if skip == 0 and len(data) == length else data[skip : skip + length]
+
+    async def read_runs(self, file: ServedFile, runs: Sequence[PageRun]) -> list[tuple[int, bytearray]]:
+        """Offset and content of runs of pages, by one question to the reader. Raises OSError."""
+        read: list[tuple[int, bytearray]] = []
+        asked: list[int] = []
+        for first, count in runs:
+            frozen, wanted = self._frozen(first, await self._references(file.index, first, count))
+            read.append((first * PAGE_BYTES, _assembled(frozen, bytearray(count * PAGE_BYTES))))
+            asked += wanted
+        if any(asked):
+            content = memoryview(await self._reader.read(file.base, asked))
+            at = 0
+            for (_, part), (_, count) in zip(read, runs, strict=True):
+                for page in range(count):
+                    if asked[at + page]:
+                        start = page * PAGE_BYTES
+                        part[start : start + PAGE_BYTES] = content[at * PAGE_BYTES + start :][:PAGE_BYTES]
+                at += count
+        return read
 
     async def make_all(self, index: PageIndex) -> None:
         """Reads the whole index of a stored file. Raises OSError."""

@@ -32,7 +32,7 @@ class Recording:
     """The pages that were asked for when machines started from a snapshot."""
 
     def __init__(self) -> None:
-        self.on = False
+        self.on = self.is_whole = False
         self._pages: dict[int, None] = {}  # an ordered set
         self._until = 0.0
 
@@ -47,7 +47,7 @@ class Recording:
         """Begins. Pages that are pushed ahead are not asked for, but belong to the list."""
         self._pages = {}
         self._until = 0.0
-        self.on = True
+        self.on, self.is_whole = True, False
         self.expect(pushed)
 
     def expect(self, pushed: Iterable[PageRun]) -> None:
@@ -63,8 +63,9 @@ class Recording:
             return
         self._pages.update(dict.fromkeys(pages))
 
-    def stop(self) -> None:
-        self.on = False
+    def finish(self) -> None:
+        """The start is over: nothing of it was missed, if it is still on."""
+        self.is_whole, self.on = self.on, False
 
     @property
     def runs(self) -> tuple[PageRun, ...]:

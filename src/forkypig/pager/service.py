@@ -78,7 +78,9 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
         path = await self._catalogue.reserve(
             request.snapshot, request.size_bytes, request.parent, request.pid, request.address
         )
-        return pager_pb2.ReserveResponse(path=str(path), pid=os.getpid())
+        return pager_pb2.ReserveResponse(
+            path=str(path), pids=[os.getpid(), *([self._reader.pid] if self._reader.pid else [])]
+        )
 
     @_answers
     async def Bind(self, request: pager_pb2.BindRequest, context: _Context) -> common_pb2.Empty:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from forkypig.chunks.format import PAGE_BYTES
 from forkypig.pager import cache, prefetch
 from forkypig.pager.content import Content
 from forkypig.pager.index import PageRun
+from forkypig.pager.prefetch import Recording
 from forkypig.pager.shelf import Shelf
 from forkypig.pager.snapshot import Snapshot, State
 
@@ -22,7 +23,23 @@ log = structlog.get_logger()
 
 # The guest's first moments after a load, in which it stands still for each page that it needs.
 _START_S = 0.4
-_PAGES_A_STEP = 256  # 1 MiB goes to the kernel at a time
+# 256 KiB are read and go to the kernel at a time: a fault that comes in between waits for a millisecond at most.
+_PAGES_A_STEP = 64
+_LONGEST_LOAD_S = 30.0  # from opening the memory to the end of the load
+
+
+def _steps(runs: Sequence[PageRun]) -> Iterator[list[PageRun]]:
+    """The runs in steps of some pages each, in order."""
+    step: list[PageRun] = []
+    pages = 0
+    for run in runs:
+        step.append(run)
+        pages += run[1]
+        if pages >= _PAGES_A_STEP:
+            yield step
+            step, pages = [], 0
+    if step:
+        yield step
 
 
 class Starts:
@@ -76,10 +93,13 @@ class Starts:
         at_once, later = prefetch.split(runs, next(self._turns))
         snapshot.recording.start(at_once + later)
         await self._push(snapshot, at_once + later)
+        await asyncio.sleep(_LONGEST_LOAD_S)
+        if not snapshot.recording.is_whole:  # it was no start, or one so slow that what it touched is not known
+            snapshot.recording = Recording.of(runs)
 
     async def _end(self, snapshot: Snapshot) -> None:
         await asyncio.sleep(_START_S)
-        snapshot.recording.stop()
+        snapshot.recording.finish()
         runs = self._last_touched[snapshot.size_bytes] = snapshot.recording.runs
         log.info("started", snapshot=snapshot.id, touched_pages=sum(count for _, count in runs))
         if snapshot.state is State.PACKED:
@@ -87,23 +107,21 @@ class Starts:
 
     async def _push(self, snapshot: Snapshot, ahead: Sequence[PageRun]) -> None:
         began = time.perf_counter()
-        stored = pages = 0
-        parts: list[tuple[int, bytes | bytearray]] = []
-        for position, (first, count) in enumerate(ahead, 1):
-            offset = first * PAGE_BYTES
+        loop = asyncio.get_running_loop()
+        storing: list[asyncio.Future[int]] = []  # while the next step is read
+        for step in _steps(ahead):
             try:
-                parts.append((offset, await self.content.read(snapshot.memory, offset, count * PAGE_BYTES)))
+                parts = await self.content.read_runs(snapshot.memory, step)
             except OSError as error:  # it is read as usual then, and fails there
-                log.warning("not pushed", snapshot=snapshot.id, offset=offset, error=str(error))
-            pages += count
-            if pages >= _PAGES_A_STEP or position == len(ahead):
-                loop = asyncio.get_running_loop()
-                stored += await loop.run_in_executor(self._pusher, self._store_all, snapshot.memory.node, parts)
-                parts, pages = [], 0
+                log.warning("not pushed", snapshot=snapshot.id, first=step[0], error=str(error))
+                continue
+            storing.append(loop.run_in_executor(self._pusher, self._store_all, snapshot.memory.node, parts))
+            await asyncio.sleep(0)  # frozen pages are read without waiting: a fault has its turn in between
+        stored = sum(await asyncio.gather(*storing))
         took_ms = (time.perf_counter() - began) * 1000
         log.debug("pushed", snapshot=snapshot.id, kib=stored >> 10, ms=round(took_ms, 2))
 
-    def _store_all(self, node: int, parts: list[tuple[int, bytes | bytearray]]) -> int:
+    def _store_all(self, node: int, parts: list[tuple[int, bytearray]]) -> int:
         """On the pusher's thread; returns how many bytes. What fails is left out: the page is then read as usual."""
         stored = 0
         for offset, data in parts:
