@@ -189,8 +189,19 @@ def test_names_lead_nowhere(here: Home, there: Home, tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize(
     "kind",
-    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE]
-    + [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.CONTTYPE, tarfile.AREGTYPE],
+    [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.DIRTYPE,
+        tarfile.CHRTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.CONTTYPE,
+        tarfile.AREGTYPE,
+        tarfile.GNUTYPE_SPARSE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+    ],
 )
 def test_nothing_but_plain_files(there: Home, kind: bytes) -> None:
     entry = tarfile.TarInfo("head")
