@@ -43,9 +43,17 @@ class Folding:
             self._task = self._host.spawn(self._until_done(), "fold")
 
     def is_straight(self, live: LiveMachine) -> bool:
-        """Whether the machine's process has the layers that the records say, or none runs."""
+        """Whether the machine's process has the layers that the records say; also where none runs, or the records don't
+        say any (one can't be read): then it stays as it is."""
         process = live.process
-        return process is None or (process.disks is not None and list(process.disks) == list(self._chain(live)))
+        if process is None:
+            return True
+        try:
+            chain = self._chain(live)
+        except ForkyError as error:
+            log.error("it is not known what a disk stands on", machine=live.id, error=str(error))
+            return True
+        return process.disks is not None and list(process.disks) == list(chain)
 
     def _chain(self, live: LiveMachine) -> Chain:
         machine = live.record.machine

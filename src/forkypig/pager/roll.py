@@ -3,6 +3,7 @@
 A file in the run directory, replaced at each change. Packed snapshots are not in it: the store has them.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -30,15 +31,22 @@ class Frozen:
 
 
 def write(path: Path, snapshots: Iterable[Snapshot]) -> None:
-    """Writes the roll. Not synced: it is for the death of a process, not of the host. Raises OSError."""
+    """Writes the roll. Not synced: it is for the death of a process, not of the host. Where there is no room the old one
+    stays, and a holder that takes over before the next change does not know the youngest: no reason to fail a fork or a
+    removal, which may be what makes room."""
     entries = [
         Frozen(one.id, one.size_bytes, one.parent_id, one.frozen.pid, state[1], one.address)
         for one in snapshots
         if one.frozen is not None and (state := _stat(one.frozen.pid)) is not None
     ]
     part = path.with_suffix(".part")
-    part.write_text(json.dumps([asdict(entry) for entry in entries]))
-    part.replace(path)
+    try:
+        part.write_text(json.dumps([asdict(entry) for entry in entries]))
+        part.replace(path)
+    except OSError as error:
+        log.error("the roll of frozen processes is not up to date", error=str(error))
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 async def call(path: Path, catalogue: Catalogue) -> None:
