@@ -390,6 +390,28 @@ async def test_the_next_hostd_takes_up_what_is_there(world: World) -> None:
         assert world.leftovers() == []
 
 
+async def test_a_machine_has_its_address_again_after_the_network_went(world: World) -> None:
+    async with _fabric(world) as before:
+        slots = [await before.take() for _ in range(3)]
+        name, address = slots[2].name, slots[2].address
+    async with _fabric(world, ready=2) as after:  # two are made ahead, as after every start
+        first = await after.take()
+        again = await after.take_again(name)
+        assert (again.name, again.address) == (name, address)
+        assert {first.name, (await after.take()).name}.isdisjoint({name})
+        tap = await again.open_tap()
+        again.switch(tap.name)
+        await again.check()
+        os.close(tap.fd)
+        with pytest.raises(NotPossibleNow):
+            await again.check()  # its port has gone with the process
+        again.at_no_port()
+        await again.check()
+        for taken in (first.name, name, "nonsense"):
+            with pytest.raises(NotFound):
+                await after.take_again(taken)
+
+
 async def test_slots_of_others_are_left_alone(world: World) -> None:
     stranger = f"forky-{world.tag}-x-1"
     async with _fabric(world) as fabric:
