@@ -85,8 +85,11 @@ async def work(
         if feeding is not None:
             feeding.cancel()
             await asyncio.wait({feeding})
-        async with asyncio.timeout(_END_S):
-            await process.wait()
+        process.stdin.close()
+        with contextlib.suppress(ConnectionError):  # it ended before it had read all
+            async with asyncio.timeout(_END_S):
+                await process.wait()
+                await process.stdin.wait_closed()
 
 
 async def _feed(stdin: asyncio.StreamWriter, feed: AsyncIterator[bytes] | None) -> None:
