@@ -308,8 +308,9 @@ class Host:
         return record
 
     def save_snapshot(self, record: SnapshotRecord) -> None:
-        self.snapshots[record.snapshot.id] = record
+        """Writes a snapshot down. Raises ResourceExhausted; it is then not known, or as it was."""
         self.snapshot_ledger.save(record.snapshot.id, record)
+        self.snapshots[record.snapshot.id] = record
 
     def drop_snapshot_record(self, snapshot: SnapshotId) -> None:
         """Forgets a snapshot and its device state."""

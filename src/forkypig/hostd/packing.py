@@ -16,6 +16,7 @@ import structlog
 
 from forkypig.errors import ForkyError, NotPossibleNow
 from forkypig.hostd import faults
+from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images.manifest import DISK
 from forkypig.model import Progress, SnapshotId, SnapshotKind
@@ -169,9 +170,16 @@ def users(host: "Host", snapshot: SnapshotId) -> list[str]:
     return machines + snapshots
 
 
+def _awake(host: "Host") -> list[LiveMachine]:
+    """Machines that have a disk of their own: all but those that hibernate."""
+    return [live for live in host.machines.values() if live.record.process_id]
+
+
 async def remove_snapshot(host: "Host", record: SnapshotRecord) -> None:
     """Removes a snapshot that nothing stands on. Raises NotPossibleNow, naming who does."""
     snapshot = record.snapshot.id
+    if record.phase is SnapshotPhase.SPLITTING or any(live.record.disk == record.disk for live in _awake(host)):
+        raise NotPossibleNow(f"snapshot {snapshot} is being made, its disk is still a machine's: try again in a moment")
     if by := users(host, snapshot):
         raise NotPossibleNow(
             f"snapshot {record.snapshot.tag or snapshot} is needed by {', '.join(by[:5])}"
