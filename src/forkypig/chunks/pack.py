@@ -23,6 +23,7 @@ _FOOTER = struct.Struct("<8sQQQ32s32s")
 _MAGIC, _END_MAGIC = b"FPIGPACK", b"KCAPGIPF"
 HEADER_BYTES, FOOTER_BYTES = _HEADER.size, _FOOTER.size
 _TOGETHER = 1 << 20  # what is read at once at most
+_APART = 1 << 15  # gaps that are read with what lies around them
 
 
 def encode_header(key: Key | None, salt: bytes) -> bytes:
@@ -122,6 +123,17 @@ class PackFile:
     def data_bytes(self) -> int:
         """What the chunks take."""
         return int(self.index.offsets[-1]) - HEADER_BYTES
+
+    def will_need(self, positions: Sequence[int]) -> None:
+        """Has the kernel read these chunks from the disk, all at once and without waiting for them."""
+        offsets = self.index.offsets
+        end = start = 0
+        for position in sorted(positions):
+            if int(offsets[position]) > end + _APART:
+                os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_WILLNEED)
+                start = int(offsets[position])
+            end = int(offsets[position + 1])
+        os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def read(self, position: int) -> bytes:
         """The content of one chunk, verified. Raises Damaged."""

@@ -165,6 +165,11 @@ class Store:
             first = after
         return contents
 
+    def will_need(self, references: References) -> None:
+        """Chunks that are read soon: the kernel begins with those that lie on the disk. Raises Damaged, NotFound."""
+        for _, pack, positions in self._by_pack(references[is_packed(references)]):
+            pack.will_need(positions.tolist())
+
     def _pack_of(self, number: int) -> PackFile:
         if not 0 < number <= MAX_PACK:
             raise Damaged(f"{number:#x} is not the number of a pack: only packed pages are in the store")

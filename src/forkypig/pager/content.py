@@ -80,6 +80,11 @@ class Content:
                 at += count
         return read
 
+    async def will_need(self, file: ServedFile, runs: Sequence[PageRun]) -> None:
+        """These pages are read soon, and may lie on a disk. Raises OSError."""
+        references = [one for first, count in runs for one in await self._references(file.index, first, count)]
+        await self._reader.will_need([one for one in references if not one & (FROZEN | BASE)])
+
     async def make_all(self, index: PageIndex) -> None:
         """Reads the whole index of a stored file. Raises OSError."""
         for position in range(index.regions):

@@ -6,6 +6,7 @@ Stateless. Its death costs a delay, so whatever can go wrong with data goes wron
         R       length u16 and path of the base image, then references u64: pages (BASE: of that number)
         E       JSON: snapshot, section, first region, number of regions: the references of their pages
         D       id of a snapshot: its device state
+        W       references u64 of pages that are asked for soon
         S       JSON: bytes in packs, number of chunks
     answer      id u64, errno i32, length u32, then what was asked for, or the text of what went wrong
 """
@@ -55,6 +56,9 @@ class Reader:
         if request[:1] == b"D":
             found = _manifest(self._store, request[1:].decode())
             return self._fresh(lambda: found.devices.read(self._store))
+        if request[:1] == b"W":
+            self._fresh(lambda: self._store.will_need(np.frombuffer(request, "<u8", offset=1).astype(np.uint64)))
+            return b""
         if request[:1] == b"S":
             return self._size()
         return self._expand(**json.loads(request[1:]))

@@ -124,6 +124,10 @@ class ReaderLink:
         count = len(references)
         return await self._ask(b"R" + struct.pack(f"<H{len(path)}s{count}Q", len(path), path, *references))
 
+    async def will_need(self, references: list[int]) -> None:
+        """These pages are asked for soon. Raises OSError."""
+        await self._ask(b"W" + struct.pack(f"<{len(references)}Q", *references))
+
     async def expand(self, snapshot: str, section: str, first: int, count: int) -> References:
         """The references of the pages of `count` regions of a stored file. Raises OSError."""
         what = {"snapshot": snapshot, "section": section, "first": first, "count": count}

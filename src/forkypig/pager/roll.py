@@ -32,8 +32,8 @@ class Frozen:
 
 def write(path: Path, snapshots: Iterable[Snapshot]) -> None:
     """Writes the roll. Not synced: it is for the death of a process, not of the host. Where there is no room the old
-    one stays, and a holder that takes over before the next change misses the youngest: no reason to fail a fork, or
-    a removal, which may be what makes room."""
+    one stays, and a holder that takes over before the next change does not know the youngest: no reason to fail a
+    fork, or a removal, which may be what makes room."""
     entries = [
         Frozen(one.id, one.size_bytes, one.parent_id, one.frozen.pid, state[1], one.address)
         for one in snapshots

@@ -92,6 +92,8 @@ class Starts:
             return
         at_once, later = prefetch.split(runs, next(self._turns))
         snapshot.recording.start(at_once + later)
+        with contextlib.suppress(OSError):  # whoever reads meets it again, and says it
+            await self.content.will_need(snapshot.memory, at_once + later)
         await self._push(snapshot, at_once + later)
         await asyncio.sleep(_LONGEST_LOAD_S)
         if not snapshot.recording.is_whole:  # it was no start, or one so slow that what it touched is not known
