@@ -3,7 +3,9 @@
 import multiprocessing
 import multiprocessing.process
 import os
+import shutil
 import signal
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,13 +25,23 @@ from forkypig.chunks.check import check
 from forkypig.chunks.collect import collect
 from forkypig.chunks.crypt import Key
 from forkypig.chunks.store import Store
-from forkypig.errors import Damaged, ForkyError, HostUnreachable, InvalidRequest, NotFound, NotPossibleNow
+from forkypig.errors import (
+    Damaged,
+    ForkyError,
+    HostUnreachable,
+    InvalidRequest,
+    NotFound,
+    NotPossibleNow,
+    ResourceExhausted,
+)
 from forkypig.images.store import ImageStore
 from tests.archive_rig import (
     ABOUT,
     Home,
     add_image,
     assert_same,
+    export,
+    import_,
     memory_of,
     new_home,
     packs_bytes,
@@ -314,3 +326,63 @@ def test_a_directory_with_other_things_is_not_taken_over(tmp_path: Path) -> None
     (tmp_path / "forkypig.json").write_text("[]")
     with pytest.raises(Damaged):
         Remote.open(tmp_path.as_uri(), {}, make=True)
+
+
+@pytest.fixture
+def little(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB, which holds no snapshot."""
+    directory = tmp_path / "little"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "forky-test", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def left_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.rglob("*") if path.is_file() and path.suffix in (".part", ".pin")]
+
+
+def test_a_full_disk_there_and_here(here: Home, little: Path, tmp_path: Path) -> None:
+    save(here, 1, memory_of(1))
+    place = ((little / "remote").as_uri(), {})
+    with pytest.raises(ResourceExhausted, match="no room for"):
+        push(here, place, 1)
+    assert pulling.heads(Remote.open(*place)) == []
+    assert not [path for path in little.rglob("*.pack*") if path.is_file()]
+    shutil.rmtree(little / "remote")
+
+    elsewhere = ((tmp_path / "remote").as_uri(), {})
+    push(here, elsewhere, 1)
+    there = new_home(little / "home")
+    with pytest.raises(ResourceExhausted):
+        pull(there, elsewhere, snapshot_id(1))
+    with pytest.raises(ResourceExhausted):
+        import_(there, export(here, 1))
+    assert there.snapshots() == [] and left_in(little) == []
+    collect(there.store, pinned(there.store))
+    assert packs_bytes(there) == 0
+    there.store.close()
+
+
+def import_file(home: Home, file: Path) -> None:
+    import_(home, file.read_bytes())
+
+
+@pytest.mark.parametrize("step", ["image-written", "intake", "complete", "manifest-renamed"])
+def test_an_import_that_is_killed_leaves_the_snapshot_whole_or_not_at_all(
+    here: Home, there: Home, tmp_path: Path, step: str
+) -> None:
+    memory = memory_of(1)
+    save(here, 1, memory)
+    (tmp_path / "file").write_bytes(export(here, 1))
+    assert killed_at(step, 1, import_file, there, tmp_path / "file")
+    there = replace(there, store=Store.open(there.store.directory))
+    is_there = there.snapshots() == [snapshot_id(1)]
+    assert is_there == (step == "manifest-renamed")
+    collect(there.store, pinned(there.store))
+    assert is_there or packs_bytes(there) == 0
+    if not is_there:
+        import_file(there, tmp_path / "file")
+    assert_same(there, 1, memory)
