@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from forkypig.errors import HostUnreachable
 from forkypig.model import Shape
 from forkypig.model.ids import SnapshotId, new_snapshot_id
 from forkypig.pager import mount
@@ -181,7 +182,10 @@ class Rig:
         return child_of(self.pager.pid, "forkypig.pager.holder")
 
     async def state(self, snapshot: SnapshotId) -> int | None:
-        status = await self.client.status()
+        try:
+            status = await self.client.status()
+        except HostUnreachable:  # between two holders
+            return None
         return next((s.state for s in status.snapshots if s.snapshot == snapshot), None)
 
     async def content(

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from forkypig.errors import HostUnreachable
+from forkypig.model.ids import new_snapshot_id
 from forkypig.v1 import pager_pb2
 from tests.component.pager_rig import PAGE, Model, Rig, drop_cache, running_pager
 
@@ -80,7 +82,7 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         snapshot = await rig.split(guest, None, SIZE)
         other = await asyncio.to_thread(rig.guest, None, SIZE)
         await asyncio.to_thread(other.write, 0, b"later")
-        waits = snapshot.__class__("s-0123456789ab")
+        waits = new_snapshot_id()
         await rig.client.reserve(waits, SIZE, None, other.pid, other.address)
         reader = asyncio.create_task(rig.content(waits, 0, 5))
         await asyncio.sleep(0.3)
@@ -93,9 +95,26 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
             try:
                 await rig.client.bind(waits)
                 break
-            except OSError:
+            except HostUnreachable:  # it answers faults a moment before it answers calls
                 assert time.monotonic() < deadline
         assert await reader == b"later"
+
+
+async def test_what_was_forgotten_is_not_taken_over() -> None:
+    async with running_pager() as rig:
+        first = await asyncio.to_thread(rig.guest, None, SIZE)
+        root = await rig.split(first, None, SIZE)
+        machine = await asyncio.to_thread(rig.guest, root, SIZE)
+        undone = new_snapshot_id()
+        await rig.client.reserve(undone, SIZE, root, machine.pid, machine.address)
+        await rig.client.forget(undone)  # the fork was undone, and the machine runs on
+        await _kill_holder(rig)
+        assert await rig.content(root) == bytes(SIZE)
+        deadline = time.monotonic() + 20
+        while await rig.state(root) != FROZEN:
+            assert time.monotonic() < deadline
+        assert await rig.state(undone) is None
+        await rig.client.forget(root)
 
 
 async def test_a_holder_that_can_not_live_is_given_up() -> None:

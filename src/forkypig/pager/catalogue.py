@@ -186,6 +186,7 @@ class Catalogue:
         self.by_node.pop(snapshot.node, None)
         self._unwatch(snapshot)
         snapshot.enter(State.FORGOTTEN)
+        self.on_frozen_change()
         self.on_forget(snapshot)
         await self._released_if_unneeded(snapshot)
         await self._no_longer_stands(snapshot)
@@ -293,6 +294,7 @@ class Catalogue:
         snapshot.frozen = None
         self._offer_stored(snapshot, result.disk_bytes, result.devices_bytes, result.base)
         snapshot.enter(State.PACKED)
+        self.on_frozen_change()
         await asyncio.to_thread(self.shelf.save_touched, snapshot.id, snapshot.recording.runs)
         await self._no_longer_stands(snapshot)
 
