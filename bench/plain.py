@@ -189,5 +189,5 @@ async def _migrate(process: Process, state: Path, *, incoming: bool, mapped_ram:
             if status == "completed":
                 break
     # The event comes a moment before QEMU would take `cont`.
-    while (await process.session.execute("query-status"))["status"] == "finish-migrate":
+    while (await process.session.execute("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - no event says it
         await asyncio.sleep(0.0005)
