@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forkypig import errors
-from forkypig.cli import documents, printing
+from forkypig.cli import documents, printing, sizes
 from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected, perform
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forkypig.sdk.client import Forky
-    from forkypig.sdk.status import Check, Daemon, Status
+    from forkypig.sdk.status import Check, Daemon, Status, Tiers
 
 app = typer.Typer()
 
@@ -102,7 +102,16 @@ def _show_status(found: "Status") -> None:
         pairs.append(("QEMU", found.qemu_version))
     pairs.append(("machines", str(found.machines)))
     pairs.append(("snapshots", str(found.snapshots)))
+    if (tiers := found.tiers) is not None:
+        pairs.append(("their memory", _where(tiers)))
     printing.fields(pairs)
+
+
+def _where(tiers: "Tiers") -> str:
+    return (
+        f"{sizes.human(tiers.frozen_bytes)} in frozen processes, {sizes.human(tiers.cached_bytes)} in the page cache, "
+        f"{sizes.human(tiers.stored_bytes)} on disk in {tiers.chunks} chunks"
+    )
 
 
 def _daemon_line(daemon: "Daemon | None", trouble: str) -> str:

@@ -175,6 +175,10 @@ def status(found: Status) -> Document:
         "qemu_version": found.qemu_version or None,
         "machines": found.machines,
         "snapshots": found.snapshots,
+        "frozen_bytes": found.tiers.frozen_bytes if found.tiers else None,
+        "cached_bytes": found.tiers.cached_bytes if found.tiers else None,
+        "stored_bytes": found.tiers.stored_bytes if found.tiers else None,
+        "chunks": found.tiers.chunks if found.tiers else None,
     }
 
 

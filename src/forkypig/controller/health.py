@@ -42,6 +42,8 @@ class Health:
         answer.accelerator, answer.accelerator_reason = host.accelerator, host.accelerator_reason
         answer.qemu_version = host.qemu_version
         answer.network, answer.network_reason = host.network, host.network_reason
+        if host.HasField("tiers"):
+            answer.tiers.CopyFrom(host.tiers)
         return answer
 
     async def doctor(self) -> pb.DoctorResponse:

@@ -81,7 +81,17 @@ class HostServicer(host_pb2_grpc.HostServicer):
         status = host_pb.HostStatus(hostd=daemon_message(self._started_us))
         host = self._host
         try:
-            status.pager.CopyFrom(await host.pager.daemon())
+            pager = await host.pager.status()
+            status.pager.CopyFrom(pager.pager)
+            frozen = (each.own_bytes for each in pager.snapshots if each.state == each.STATE_FROZEN)
+            status.tiers.CopyFrom(
+                pb.MemoryTiers(
+                    frozen_bytes=sum(frozen),
+                    cached_bytes=pager.cached_bytes,
+                    stored_bytes=pager.stored_bytes,
+                    chunks=pager.chunks,
+                )
+            )
         except ForkyError as error:
             status.pager_error = str(error)
         if host.usable:

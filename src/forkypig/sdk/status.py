@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from forkypig.v1.common_pb2 import Daemon as DaemonMessage
+    from forkypig.v1.common_pb2 import MemoryTiers
     from forkypig.v1.controller_pb2 import GetStatusResponse
 
 
@@ -17,6 +18,16 @@ class Daemon:
     pid: int
     version: str = ""
     started_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Where the memory of snapshots is, in bytes, from the fastest to the slowest."""
+
+    frozen_bytes: int  # in frozen processes: not packed yet
+    cached_bytes: int  # in the page cache: given back when the host needs it
+    stored_bytes: int  # in packs on disk, compressed
+    chunks: int  # in them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +48,7 @@ class Status:
     network_reason: str = ""
     machines: int = 0
     snapshots: int = 0
+    tiers: Tiers | None = None  # None: the pager can't be asked
 
     @property
     def running(self) -> bool:
@@ -59,7 +71,12 @@ class Status:
             network_reason=answer.network_reason,
             machines=answer.machines,
             snapshots=answer.snapshots,
+            tiers=_tiers(answer.tiers) if answer.HasField("tiers") else None,
         )
+
+
+def _tiers(message: "MemoryTiers") -> Tiers:
+    return Tiers(message.frozen_bytes, message.cached_bytes, message.stored_bytes, message.chunks)
 
 
 def _daemon(message: "DaemonMessage") -> Daemon | None:

@@ -657,9 +657,43 @@ class Event(_message.Message):
 Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
-class DiffMemoryRequest(_message.Message):
-    """How far a long operation has come. `total` 0: not known."""
+class MemoryTiers(_message.Message):
+    """How far a long operation has come. `total` 0: not known.
+    Where the memory of snapshots is, from the fastest to the slowest.
+    """
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROZEN_BYTES_FIELD_NUMBER: _builtins.int
+    CACHED_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    frozen_bytes: _builtins.int
+    """in frozen processes: not packed yet"""
+    cached_bytes: _builtins.int
+    """in the page cache: given back when the host needs it"""
+    stored_bytes: _builtins.int
+    """in packs on disk, compressed"""
+    chunks: _builtins.int
+    """in them"""
+    def __init__(
+        self,
+        *,
+        frozen_bytes: _builtins.int = ...,
+        cached_bytes: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_bytes", b"cached_bytes", "chunks", b"chunks", "frozen_bytes", b"frozen_bytes", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryTiers: _TypeAlias = MemoryTiers  # noqa: Y015
+
+@_typing.final
+class DiffMemoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BEFORE_FIELD_NUMBER: _builtins.int

@@ -38,6 +38,7 @@ class GetStatusResponse(_message.Message):
     PAGER_ERROR_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     NETWORK_REASON_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     accelerator: _builtins.str
     accelerator_reason: _builtins.str
     qemu_version: _builtins.str
@@ -55,6 +56,8 @@ class GetStatusResponse(_message.Message):
     def hostd(self) -> _common_pb2.Daemon: ...
     @_builtins.property
     def pager(self) -> _common_pb2.Daemon: ...
+    @_builtins.property
+    def tiers(self) -> _common_pb2.MemoryTiers: ...
     def __init__(
         self,
         *,
@@ -71,10 +74,11 @@ class GetStatusResponse(_message.Message):
         pager_error: _builtins.str = ...,
         network: _builtins.str = ...,
         network_reason: _builtins.str = ...,
+        tiers: _common_pb2.MemoryTiers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "hostd", b"hostd", "pager", b"pager"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "hostd", b"hostd", "pager", b"pager", "tiers", b"tiers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "controller", b"controller", "home", b"home", "hostd", b"hostd", "hostd_error", b"hostd_error", "machines", b"machines", "network", b"network", "network_reason", b"network_reason", "pager", b"pager", "pager_error", b"pager_error", "qemu_version", b"qemu_version", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "controller", b"controller", "home", b"home", "hostd", b"hostd", "hostd_error", b"hostd_error", "machines", b"machines", "network", b"network", "network_reason", b"network_reason", "pager", b"pager", "pager_error", b"pager_error", "qemu_version", b"qemu_version", "snapshots", b"snapshots", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,6 +37,7 @@ class HostStatus(_message.Message):
     DISK_AVAILABLE_MIB_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     NETWORK_REASON_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     pager_error: _builtins.str
     accelerator: _builtins.str
     accelerator_reason: _builtins.str
@@ -52,6 +53,8 @@ class HostStatus(_message.Message):
     def hostd(self) -> _common_pb2.Daemon: ...
     @_builtins.property
     def pager(self) -> _common_pb2.Daemon: ...
+    @_builtins.property
+    def tiers(self) -> _common_pb2.MemoryTiers: ...
     def __init__(
         self,
         *,
@@ -67,10 +70,11 @@ class HostStatus(_message.Message):
         disk_available_mib: _builtins.int = ...,
         network: _builtins.str = ...,
         network_reason: _builtins.str = ...,
+        tiers: _common_pb2.MemoryTiers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hostd", b"hostd", "pager", b"pager"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hostd", b"hostd", "pager", b"pager", "tiers", b"tiers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "disk_available_mib", b"disk_available_mib", "hostd", b"hostd", "memory_available_mib", b"memory_available_mib", "memory_total_mib", b"memory_total_mib", "network", b"network", "network_reason", b"network_reason", "pager", b"pager", "pager_error", b"pager_error", "qemu_build", b"qemu_build", "qemu_version", b"qemu_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "disk_available_mib", b"disk_available_mib", "hostd", b"hostd", "memory_available_mib", b"memory_available_mib", "memory_total_mib", b"memory_total_mib", "network", b"network", "network_reason", b"network_reason", "pager", b"pager", "pager_error", b"pager_error", "qemu_build", b"qemu_build", "qemu_version", b"qemu_version", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
