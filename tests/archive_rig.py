@@ -26,7 +26,7 @@ from forkypig.images.store import ImageStore
 from forkypig.model import Shape, SnapshotId
 from tests.chunks_rig import DEVICES, NEEDS, pages, snapshot_id
 
-MEMORY_MIB, DISK_MIB = 4, 6
+MEMORY_MIB, DISK_MIB = 3, 6
 ABOUT = About(network="tap", mtu=1500, tag="good", message="first\nlight", created_us=17, pause_ms=12.5)
 
 

