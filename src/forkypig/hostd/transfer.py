@@ -121,7 +121,10 @@ class Transfers:
                     if isinstance(said, Progress):
                         yield said
                     elif isinstance(said, Result):
-                        yield await self._take_up(said.fields), said.fields
+                        # To its end, though the caller goes away: else what has arrived would be nobody's.
+                        taking = asyncio.create_task(self._take_up(said.fields), name="take-up")
+                        self._host.keep(taking)
+                        yield await asyncio.shield(taking), said.fields
         finally:
             self._arriving -= 1
 

@@ -35,6 +35,7 @@ class Store:
         self.path = path
         self._engine = engine
         self._turn = asyncio.Lock()
+        self._closing: set[asyncio.Future[None]] = set()
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float = 5.0) -> "Store":
@@ -48,20 +49,35 @@ class Store:
         return store
 
     async def close(self) -> None:
+        if self._closing:
+            await asyncio.wait(self._closing)
         await self._engine.dispose()
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        """A connection, which is given back whatever happens: a caller that is cancelled twice would interrupt the
+        rollback, and what it had begun to write would lock the database for ever."""
+        connection = await self._engine.connect()
+        try:
+            yield connection
+        finally:
+            closing = asyncio.ensure_future(connection.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A consistent view."""
         with _errors(self.path):
-            async with self._engine.connect() as connection, connection.begin():
+            async with self._connected() as connection, connection.begin():
                 yield connection
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction: all of the block or nothing of it. Blocks are short and wait for nobody else."""
         with _errors(self.path):
-            async with self._turn, self._engine.connect() as plain:
+            async with self._turn, self._connected() as plain:
                 connection = await plain.execution_options(**{_WRITES: True})
                 async with connection.begin():
                     yield connection
