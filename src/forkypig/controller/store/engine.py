@@ -26,6 +26,8 @@ log = structlog.get_logger()
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _WRITES = "forky_writes"
 _ROOM_BYTES = 1 << 20
+# A controller that ended a moment ago may still be writing its log back, and its disk may be slow to sync.
+_PREDECESSOR_S = 20.0
 
 
 class Store:
@@ -41,7 +43,7 @@ class Store:
     async def open(cls, path: Path, *, busy_timeout_s: float = 5.0) -> "Store":
         """Opens or makes the database and migrates it. Raises NotPossibleNow, ResourceExhausted or InternalError."""
         with _errors(path):
-            await asyncio.to_thread(_migrate, path, busy_timeout_s)
+            await asyncio.to_thread(_migrate, path, max(busy_timeout_s, _PREDECESSOR_S))
             engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(path)), pool_size=4)
             _tune(engine, busy_timeout_s)
         store = cls(path, engine)
