@@ -18,7 +18,7 @@ from forkypig.controller.store import Store
 from forkypig.errors import InvalidRequest
 from forkypig.v1 import agent_pb2 as pb
 from forkypig.v1 import agent_pb2_grpc
-from forkypig.wire.status import abort
+from forkypig.wire.edge import answered, streamed
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,57 +37,49 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async with self._store.read() as tx:
             return (await find_machine(tx, machine)).id
 
+    @streamed
     async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
+        first = await _first(request_iterator)
+        if not first.HasField("start"):
+            raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
+        first.start.machine = await self._id(first.start.machine)
+        call = self._host.agent.Exec(_and_then(first, request_iterator))
         try:
-            first = await _first(request_iterator)
-            if not first.HasField("start"):
-                raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
-            first.start.machine = await self._id(first.start.machine)
-            call = self._host.agent.Exec(_and_then(first, request_iterator))
-            try:
-                with host_errors():
-                    async for response in call:
-                        yield response
-            finally:
-                call.cancel()
-        except Exception as error:
-            await abort(context, error)
-
-    async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:
-        try:
-            first = await _first(request_iterator)
-            if not first.HasField("start"):
-                raise InvalidRequest("an upload begins with `start`: say the machine and the directory first")
-            first.start.machine = await self._id(first.start.machine)
-            call = self._host.agent.Upload(_and_then(first, request_iterator))
-            try:
-                with host_errors():
-                    return await call
-            finally:
-                call.cancel()
-        except Exception as error:
-            await abort(context, error)
-
-    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
-        try:
-            request.machine = await self._id(request.machine)
-            call = self._host.agent.Download(request)
-            try:
-                with host_errors():
-                    async for response in call:
-                        yield response
-            finally:
-                call.cancel()
-        except Exception as error:
-            await abort(context, error)
-
-    async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
-        try:
-            request.machine = await self._id(request.machine)
             with host_errors():
-                return await self._host.agent.StatPath(request, timeout=_STAT_S)
-        except Exception as error:
-            await abort(context, error)
+                async for response in call:
+                    yield response
+        finally:
+            call.cancel()
+
+    @answered
+    async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:
+        first = await _first(request_iterator)
+        if not first.HasField("start"):
+            raise InvalidRequest("an upload begins with `start`: say the machine and the directory first")
+        first.start.machine = await self._id(first.start.machine)
+        call = self._host.agent.Upload(_and_then(first, request_iterator))
+        try:
+            with host_errors():
+                return await call
+        finally:
+            call.cancel()
+
+    @streamed
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
+        request.machine = await self._id(request.machine)
+        call = self._host.agent.Download(request)
+        try:
+            with host_errors():
+                async for response in call:
+                    yield response
+        finally:
+            call.cancel()
+
+    @answered
+    async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
+        request.machine = await self._id(request.machine)
+        with host_errors():
+            return await self._host.agent.StatPath(request, timeout=_STAT_S)
 
 
 async def _first(requests: AsyncIterator[T]) -> T:

@@ -2,8 +2,7 @@
 
 # gRPC names a servicer's methods as the .proto does.
 
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -30,25 +29,11 @@ from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import controller_pb2_grpc, host_pb2
 from forkypig.wire import convert
 from forkypig.wire.config import change_from_wire, options_from_wire
-from forkypig.wire.status import abort
+from forkypig.wire.edge import answered, streamed
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def answered(method: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """A call that ends with what the method returns, or with the status of what it raises."""
-
-    @functools.wraps(method)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await method(*args, **kwargs)
-        except Exception as error:
-            context: Any = args[2]  # self, request, context; gRPC's own class is no grpc.aio.ServicerContext
-            await abort(context, error)
-
-    return call
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +68,21 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
 
     # -- making --------------------------------------------------------------------------------------------------------
 
+    @streamed
     async def RunMachine(self, request: pb.RunMachineRequest, context: Context) -> AsyncIterator[pb.RunMachineResponse]:
         caller = Caller()
-        try:
-            change = change_from_wire(request.config)
-            shape = convert.shape_from_wire(request.shape)
-            asked = RunRequest(request.image, request.name, shape, request.cold_boot, change, request.snapshot)
-            running = progressing(self._desk.journal, lambda show: self._do.runs.run(asked, show, caller), caller)
-            async with aclosing(running):
-                async for update in running:
-                    if isinstance(update, Progress):
-                        yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
-                    else:
-                        machine, ready_ms = update
-                        result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
-                        yield pb.RunMachineResponse(result=result)
-        except Exception as error:
-            await abort(context, error)
+        change = change_from_wire(request.config)
+        shape = convert.shape_from_wire(request.shape)
+        asked = RunRequest(request.image, request.name, shape, request.cold_boot, change, request.snapshot)
+        running = progressing(self._desk.journal, lambda show: self._do.runs.run(asked, show, caller), caller)
+        async with aclosing(running):
+            async for update in running:
+                if isinstance(update, Progress):
+                    yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
+                else:
+                    machine, ready_ms = update
+                    result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
+                    yield pb.RunMachineResponse(result=result)
 
     @answered
     async def Fork(self, request: pb.ForkRequest, context: Context) -> common.ForkResult:
@@ -150,18 +133,16 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     async def RestoreMachine(self, request: pb.RestoreMachineRequest, context: Context) -> common.Machine:
         return self._machine(await self._do.changes.restore(request.machine, request.snapshot, request.keep_tag))
 
+    @streamed
     async def HibernateMachine(self, request: pb.MachineRequest, context: Context) -> AsyncIterator[pb.MachineUpdate]:
         changes, journal = self._do.changes, self._desk.journal
-        try:
-            hibernating = progressing(journal, lambda show: changes.hibernate(request.machine, show), Caller())
-            async with aclosing(hibernating):
-                async for update in hibernating:
-                    if isinstance(update, Machine):
-                        yield pb.MachineUpdate(machine=self._machine(update))
-                    else:
-                        yield pb.MachineUpdate(progress=convert.progress_to_wire(update))
-        except Exception as error:
-            await abort(context, error)
+        hibernating = progressing(journal, lambda show: changes.hibernate(request.machine, show), Caller())
+        async with aclosing(hibernating):
+            async for update in hibernating:
+                if isinstance(update, Machine):
+                    yield pb.MachineUpdate(machine=self._machine(update))
+                else:
+                    yield pb.MachineUpdate(progress=convert.progress_to_wire(update))
 
     @answered
     async def WakeMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
@@ -176,20 +157,18 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         await self._do.changes.remove(request.machine)
         return common.Empty()
 
+    @streamed
     async def ReadConsole(self, request: pb.ReadConsoleRequest, context: Context) -> AsyncIterator[pb.ConsoleChunk]:
+        async with self._desk.store.read() as tx:
+            machine = await find_machine(tx, request.machine)
+        asked = host_pb2.HostReadConsoleRequest(machine=machine.id, follow=request.follow)
+        call = self._desk.host.stub.ReadConsole(asked)
         try:
-            async with self._desk.store.read() as tx:
-                machine = await find_machine(tx, request.machine)
-            asked = host_pb2.HostReadConsoleRequest(machine=machine.id, follow=request.follow)
-            call = self._desk.host.stub.ReadConsole(asked)
-            try:
-                with host_errors():
-                    async for chunk in call:
-                        yield pb.ConsoleChunk(data=chunk.data)
-            finally:
-                call.cancel()
-        except Exception as error:
-            await abort(context, error)
+            with host_errors():
+                async for chunk in call:
+                    yield pb.ConsoleChunk(data=chunk.data)
+        finally:
+            call.cancel()
 
     # -- snapshots and events ------------------------------------------------------------------------------------------
 
@@ -250,29 +229,25 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         await self._desk.journal.carry(self._do.collector.remove(snapshot.id))
         return common.Empty()
 
+    @streamed
     async def PackSnapshot(self, request: pb.SnapshotRequest, context: Context) -> AsyncIterator[common.Progress]:
-        try:
-            async with self._desk.store.read() as tx:
-                snapshot = await find_snapshot(tx, request.snapshot)
-            await self._desk.reconciler.ensure_reachable()
-            async with aclosing(self._desk.host.pack_snapshot(snapshot.id)) as packing:
-                async for progress in packing:
-                    yield convert.progress_to_wire(progress)
-        except Exception as error:
-            await abort(context, error)
+        async with self._desk.store.read() as tx:
+            snapshot = await find_snapshot(tx, request.snapshot)
+        await self._desk.reconciler.ensure_reachable()
+        async with aclosing(self._desk.host.pack_snapshot(snapshot.id)) as packing:
+            async for progress in packing:
+                yield convert.progress_to_wire(progress)
 
+    @streamed
     async def DiffMemory(
         self, request: common.DiffMemoryRequest, context: Context
     ) -> AsyncIterator[common.DiffMemoryResponse]:
-        try:
-            async with self._desk.store.read() as tx:
-                before, after = [await find_snapshot(tx, each) for each in (request.before, request.after)]
-            await self._desk.reconciler.ensure_reachable()
-            async with aclosing(self._desk.host.diff_memory(before.id, after.id)) as comparing:
-                async for update in comparing:
-                    yield convert.memory_diff_to_wire(update)
-        except Exception as error:
-            await abort(context, error)
+        async with self._desk.store.read() as tx:
+            before, after = [await find_snapshot(tx, each) for each in (request.before, request.after)]
+        await self._desk.reconciler.ensure_reachable()
+        async with aclosing(self._desk.host.diff_memory(before.id, after.id)) as comparing:
+            async for update in comparing:
+                yield convert.memory_diff_to_wire(update)
 
     @answered
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
@@ -282,16 +257,14 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
 
     # -- images --------------------------------------------------------------------------------------------------------
 
+    @streamed
     async def BuildImage(self, request: pb.BuildImageRequest, context: Context) -> AsyncIterator[pb.BuildImageResponse]:
-        try:
-            async with aclosing(self._do.images.build(request.name, rebuild=request.rebuild)) as building:
-                async for update in building:
-                    if isinstance(update, Image):
-                        yield pb.BuildImageResponse(image=convert.image_to_wire(update))
-                    else:
-                        yield pb.BuildImageResponse(progress=convert.progress_to_wire(update))
-        except Exception as error:
-            await abort(context, error)
+        async with aclosing(self._do.images.build(request.name, rebuild=request.rebuild)) as building:
+            async for update in building:
+                if isinstance(update, Image):
+                    yield pb.BuildImageResponse(image=convert.image_to_wire(update))
+                else:
+                    yield pb.BuildImageResponse(progress=convert.progress_to_wire(update))
 
     @answered
     async def ListImages(self, request: common.Empty, context: Context) -> pb.ListImagesResponse:

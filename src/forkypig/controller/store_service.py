@@ -1,8 +1,7 @@
 """forkypig.v1.Store: snapshots that leave and arrive, and the store's upkeep. The host does it; here names are found,
 and what arrives becomes a row with a tag."""
 
-import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,38 +17,10 @@ from forkypig.model import Snapshot, check_name
 from forkypig.v1 import store_pb2 as pb
 from forkypig.v1 import store_pb2_grpc
 from forkypig.wire import convert
-from forkypig.wire.status import abort
+from forkypig.wire.edge import answered, streamed
 
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def _streams(method: Callable[..., AsyncGenerator[_T, None]]) -> Callable[..., AsyncGenerator[_T, None]]:
-    """Ends the call with a proper status when the method raises."""
-
-    @functools.wraps(method)
-    async def call(self: "StoreServicer", request: Any, context: _Context) -> AsyncGenerator[_T, None]:
-        try:
-            async with aclosing(method(self, request, context)) as messages:
-                async for message in messages:
-                    yield message
-        except Exception as error:
-            await abort(context, error)
-
-    return call
-
-
-def _answers(method: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
-    """The same for a method that answers once."""
-
-    @functools.wraps(method)
-    async def call(self: "StoreServicer", request: Any, context: _Context) -> _T:
-        try:
-            return await method(self, request, context)
-        except Exception as error:
-            await abort(context, error)
-
-    return call
 
 
 async def _followed(call: Any) -> AsyncGenerator[Any, None]:
@@ -74,14 +45,14 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     # No deadlines: transfers take as long as they take, and end when the caller goes away or a worker dies.
 
-    @_streams
+    @streamed
     async def ExportSnapshot(self, request: pb.ExportRequest, context: _Context) -> AsyncGenerator[pb.ExportPart, None]:
         asked = pb.ExportRequest(snapshot=(await self._find(request.snapshot)).id, with_image=request.with_image)
         async with aclosing(_followed(self._desk.host.store.ExportSnapshot(asked))) as parts:
             async for part in parts:
                 yield part
 
-    @_streams
+    @streamed
     async def PushSnapshot(self, request: pb.PushRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
         asked = pb.PushRequest(
             snapshot=(await self._find(request.snapshot)).id, url=request.url, environment=request.environment
@@ -90,7 +61,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             async for update in updates:
                 yield update
 
-    @_streams
+    @streamed
     async def ImportSnapshot(
         self, requests: AsyncIterator[pb.ImportPart], context: _Context
     ) -> AsyncGenerator[pb.TransferUpdate, None]:
@@ -103,7 +74,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             async for update in updates:
                 yield update
 
-    @_streams
+    @streamed
     async def PullSnapshot(self, request: pb.PullRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
         await self._check_tag(request.tag)
         async with aclosing(self._arriving(self._desk.host.store.PullSnapshot(request), request.tag)) as updates:
@@ -165,13 +136,13 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         ]
         await snapshots.save(tx, children)
 
-    @_answers
+    @answered
     async def ListRemote(self, request: pb.ListRemoteRequest, context: _Context) -> pb.ListRemoteResponse:
         with host_errors():
             answer: pb.ListRemoteResponse = await self._desk.host.store.ListRemote(request)
         return answer
 
-    @_streams
+    @streamed
     async def CollectStore(
         self, request: pb.CollectRequest, context: _Context
     ) -> AsyncGenerator[pb.CollectUpdate, None]:
@@ -179,7 +150,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             async for update in updates:
                 yield update
 
-    @_streams
+    @streamed
     async def CheckStore(
         self, request: pb.CheckStoreRequest, context: _Context
     ) -> AsyncGenerator[pb.CheckStoreUpdate, None]:

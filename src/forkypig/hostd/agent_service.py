@@ -14,7 +14,7 @@ from forkypig.guest.channel import GuestChannel
 from forkypig.hostd.host import Host
 from forkypig.v1 import agent_pb2 as pb
 from forkypig.v1 import agent_pb2_grpc
-from forkypig.wire.status import abort
+from forkypig.wire.edge import answered, streamed
 
 log = structlog.get_logger()
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,57 +29,49 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def _agent(self, machine: str) -> GuestChannel:
         return await self._host.machine(machine).ready_agent()
 
+    @streamed
     async def Exec(
         self, request_iterator: AsyncIterator[pb.ExecRequest], context: _Context
     ) -> AsyncIterator[pb.ExecResponse]:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("request") != "start":
+            raise InvalidRequest("the first message of Exec must be `start`")
+        call = await (await self._agent(first.start.machine)).exec(_spec(first.start))
+        feeding = asyncio.create_task(_feed(call, request_iterator))
         try:
-            first = await anext(aiter(request_iterator), None)
-            if first is None or first.WhichOneof("request") != "start":
-                raise InvalidRequest("the first message of Exec must be `start`")
-            call = await (await self._agent(first.start.machine)).exec(_spec(first.start))
-            feeding = asyncio.create_task(_feed(call, request_iterator))
-            try:
-                async for event in call:
-                    yield _response(event)
-            finally:
-                feeding.cancel()
-                await asyncio.wait({feeding})
-                call.close()
-        except Exception as error:
-            await abort(context, error)
+            async for event in call:
+                yield _response(event)
+        finally:
+            feeding.cancel()
+            await asyncio.wait({feeding})
+            call.close()
 
+    @streamed
     async def Download(self, request: pb.DownloadRequest, context: _Context) -> AsyncIterator[pb.DownloadResponse]:
-        try:
-            _check_absolute(request.path)
-            async for data in (await self._agent(request.machine)).download(request.path):
-                yield pb.DownloadResponse(data=data)
-        except Exception as error:
-            await abort(context, error)
+        _check_absolute(request.path)
+        async for data in (await self._agent(request.machine)).download(request.path):
+            yield pb.DownloadResponse(data=data)
 
+    @answered
     async def Upload(self, request_iterator: AsyncIterator[pb.UploadRequest], context: _Context) -> pb.UploadResponse:
-        try:
-            first = await anext(aiter(request_iterator), None)
-            if first is None or first.WhichOneof("request") != "start":
-                raise InvalidRequest("the first message of Upload must be `start`")
-            _check_absolute(first.start.directory)
-            upload = await (await self._agent(first.start.machine)).upload(first.start.directory)
-            with contextlib.closing(upload):
-                async for request in request_iterator:
-                    await upload.write(request.data)
-                files, size_bytes = await upload.finish()
-            return pb.UploadResponse(files=files, bytes=size_bytes)
-        except Exception as error:
-            await abort(context, error)
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("request") != "start":
+            raise InvalidRequest("the first message of Upload must be `start`")
+        _check_absolute(first.start.directory)
+        upload = await (await self._agent(first.start.machine)).upload(first.start.directory)
+        with contextlib.closing(upload):
+            async for request in request_iterator:
+                await upload.write(request.data)
+            files, size_bytes = await upload.finish()
+        return pb.UploadResponse(files=files, bytes=size_bytes)
 
+    @answered
     async def StatPath(self, request: pb.StatPathRequest, context: _Context) -> pb.StatPathResponse:
-        try:
-            _check_absolute(request.path)
-            found = await (await self._agent(request.machine)).stat(request.path)
-            return pb.StatPathResponse(
-                exists=found.exists, directory=found.directory, size_bytes=found.size_bytes, mode=found.mode
-            )
-        except Exception as error:
-            await abort(context, error)
+        _check_absolute(request.path)
+        found = await (await self._agent(request.machine)).stat(request.path)
+        return pb.StatPathResponse(
+            exists=found.exists, directory=found.directory, size_bytes=found.size_bytes, mode=found.mode
+        )
 
 
 async def _feed(call: ExecCall, requests: AsyncIterator[pb.ExecRequest]) -> None:

@@ -5,8 +5,7 @@ a caller that asks again with the same ids gets what was made.
 """
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -28,38 +27,11 @@ from forkypig.v1 import host_pb2 as host_pb
 from forkypig.v1 import host_pb2_grpc
 from forkypig.wire import convert
 from forkypig.wire.config import config_from_wire, options_from_wire
-from forkypig.wire.status import abort
+from forkypig.wire.edge import answered, streamed
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def _answers(method: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
-    """Ends the call with a proper status when the method raises."""
-
-    @functools.wraps(method)
-    async def call(self: "HostServicer", request: Any, context: _Context) -> _T:
-        try:
-            return await method(self, request, context)
-        except Exception as error:
-            await abort(context, error)
-
-    return call
-
-
-def _streams(method: Callable[..., AsyncIterator[_T]]) -> Callable[..., AsyncIterator[_T]]:
-    """The same for a method that streams."""
-
-    @functools.wraps(method)
-    async def call(self: "HostServicer", request: Any, context: _Context) -> AsyncIterator[_T]:
-        try:
-            async for message in method(self, request, context):
-                yield message
-        except Exception as error:
-            await abort(context, error)
-
-    return call
 
 
 class HostServicer(host_pb2_grpc.HostServicer):
@@ -76,7 +48,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
 
     # -- the host ------------------------------------------------------------------------------------------------
 
-    @_answers
+    @answered
     async def GetHostStatus(self, request: pb.Empty, context: _Context) -> host_pb.HostStatus:
         status = host_pb.HostStatus(hostd=daemon_message(self._started_us))
         host = self._host
@@ -104,7 +76,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         status.disk_available_mib = resources.disk_available_mib
         return status
 
-    @_answers
+    @answered
     async def Doctor(self, request: pb.Empty, context: _Context) -> host_pb.HostDoctorResponse:
         checks = await doctor.checks(self._host.settings, self._host.build_if_any, self._host.accelerator_if_any)
         return host_pb.HostDoctorResponse(
@@ -121,7 +93,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
 
     # -- machines ------------------------------------------------------------------------------------------------
 
-    @_answers
+    @answered
     async def BootMachine(self, request: host_pb.BootMachineRequest, context: _Context) -> pb.Machine:
         host, machine = self._host, MachineId(check_id(request.machine))
         if machine in host.machines:
@@ -136,7 +108,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         )
         return convert.machine_to_wire(await self._to_the_end(f"boot-{machine}", work))
 
-    @_answers
+    @answered
     async def MakeTemplate(self, request: host_pb.MakeTemplateRequest, context: _Context) -> pb.Snapshot:
         snapshot = SnapshotId(check_id(request.snapshot))
         work = boot.make_template(
@@ -144,7 +116,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         )
         return convert.snapshot_to_wire(await self._to_the_end(f"template-{snapshot}", work))
 
-    @_answers
+    @answered
     async def ForkMachine(self, request: host_pb.ForkMachineRequest, context: _Context) -> pb.ForkResult:
         host, snapshot = self._host, SnapshotId(check_id(request.snapshot))
         new_children = _children(request.children)
@@ -166,7 +138,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         parent, pause_ms = record.snapshot.machine, record.snapshot.pause_ms
         return ForkResult(snapshot=record.snapshot, parent=parent, pause_ms=pause_ms, children=made)
 
-    @_answers
+    @answered
     async def ForkSnapshot(self, request: host_pb.ForkSnapshotRequest, context: _Context) -> pb.ForkResult:
         host = self._host
         record = host.snapshot(check_id(request.snapshot))
@@ -180,36 +152,36 @@ class HostServicer(host_pb2_grpc.HostServicer):
             ForkResult(snapshot=record.snapshot, parent=None, pause_ms=0.0, children=made)
         )
 
-    @_answers
+    @answered
     async def PauseMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         return convert.machine_to_wire(await self._to_the_end("pause", lifecycle.pause_machine(live)))
 
-    @_answers
+    @answered
     async def ResumeMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         return convert.machine_to_wire(await self._to_the_end("resume", lifecycle.resume_machine(live)))
 
-    @_answers
+    @answered
     async def StopMachine(self, request: host_pb.HostStopMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         work = lifecycle.stop_machine(self._host, live, force=request.force)
         return convert.machine_to_wire(await self._to_the_end("stop", work))
 
-    @_answers
+    @answered
     async def StartMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         if live.state is MachineState.RUNNING:
             return convert.machine_to_wire(live.view())
         return convert.machine_to_wire(await self._to_the_end("start", boot.start_machine(self._host, live)))
 
-    @_answers
+    @answered
     async def RestoreMachine(self, request: host_pb.HostRestoreMachineRequest, context: _Context) -> pb.Machine:
         live, record = self._host.machine(request.machine), self._host.snapshot(check_id(request.snapshot))
         work = restore.restore_machine(self._host, live, record)
         return convert.machine_to_wire(await self._to_the_end("restore", work))
 
-    @_streams
+    @streamed
     async def HibernateMachine(
         self, request: host_pb.HostHibernateMachineRequest, context: _Context
     ) -> AsyncIterator[host_pb.HostMachineUpdate]:
@@ -224,30 +196,30 @@ class HostServicer(host_pb2_grpc.HostServicer):
             yield host_pb.HostMachineUpdate(progress=convert.progress_to_wire(step))
         yield host_pb.HostMachineUpdate(machine=convert.machine_to_wire(await task))
 
-    @_answers
+    @answered
     async def WakeMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         return convert.machine_to_wire(await self._to_the_end("wake", restore.wake_machine(self._host, live)))
 
-    @_answers
+    @answered
     async def ConfigureMachine(self, request: host_pb.ConfigureMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         work = lifecycle.configure_machine(self._host, live, config_from_wire(request.config))
         return convert.machine_to_wire(await self._to_the_end("configure", work))
 
-    @_answers
+    @answered
     async def RemoveMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Empty:
         live = self._host.machines.get(MachineId(request.machine))
         if live is not None:
             await self._to_the_end("remove", lifecycle.remove_machine(self._host, live))
         return pb.Empty()
 
-    @_answers
+    @answered
     async def ListMachines(self, request: pb.Empty, context: _Context) -> host_pb.HostListMachinesResponse:
         machines = [convert.machine_to_wire(live.view()) for live in self._host.machines.values()]
         return host_pb.HostListMachinesResponse(machines=machines)
 
-    @_streams
+    @streamed
     async def ReadConsole(
         self, request: host_pb.HostReadConsoleRequest, context: _Context
     ) -> AsyncIterator[host_pb.HostConsoleChunk]:
@@ -255,14 +227,14 @@ class HostServicer(host_pb2_grpc.HostServicer):
         async for data in read_console(live, follow=request.follow):
             yield host_pb.HostConsoleChunk(data=data)
 
-    @_streams
+    @streamed
     async def WatchMachines(self, request: pb.Empty, context: _Context) -> AsyncIterator[pb.Machine]:
         async for machine in self._host.watch_machines():
             yield convert.machine_to_wire(machine)
 
     # -- snapshots -----------------------------------------------------------------------------------------------
 
-    @_answers
+    @answered
     async def ListSnapshots(self, request: pb.Empty, context: _Context) -> host_pb.HostListSnapshotsResponse:
         # A lost one is none any more; hostd keeps its record while something stands on its disk.
         records = [record for record in self._host.snapshots.values() if record.phase is not SnapshotPhase.LOST]
@@ -273,7 +245,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         ]
         return host_pb.HostListSnapshotsResponse(snapshots=snapshots)
 
-    @_answers
+    @answered
     async def LabelSnapshot(self, request: host_pb.HostLabelSnapshotRequest, context: _Context) -> pb.Snapshot:
         record = self._host.snapshot(check_id(request.snapshot))
         kind = convert.kind_from_wire(request.kind)
@@ -281,28 +253,28 @@ class HostServicer(host_pb2_grpc.HostServicer):
         self._host.save_snapshot(replace(record, snapshot=labelled))
         return convert.snapshot_to_wire(labelled)
 
-    @_answers
+    @answered
     async def RemoveSnapshot(self, request: host_pb.HostSnapshotRequest, context: _Context) -> pb.Empty:
         record = self._host.snapshots.get(SnapshotId(request.snapshot))
         if record is not None:
             await self._to_the_end("remove-snapshot", packing.remove_snapshot(self._host, record))
         return pb.Empty()
 
-    @_streams
+    @streamed
     async def Shutdown(self, request: pb.Empty, context: _Context) -> AsyncIterator[pb.Progress]:
         async for progress in shutdown.shut_down(self._host):
             yield convert.progress_to_wire(progress)
 
     # -- images --------------------------------------------------------------------------------------------------
 
-    @_streams
+    @streamed
     async def PackSnapshot(self, request: host_pb.HostSnapshotRequest, context: _Context) -> AsyncIterator[pb.Progress]:
         snapshot = SnapshotId(check_id(request.snapshot))
         self._host.snapshot(snapshot)
         async for progress in packing.pack(self._host, snapshot):
             yield convert.progress_to_wire(progress)
 
-    @_streams
+    @streamed
     async def DiffMemory(
         self, request: pb.DiffMemoryRequest, context: _Context
     ) -> AsyncIterator[pb.DiffMemoryResponse]:
@@ -310,7 +282,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         async for update in comparison.memory_diff(self._host, before, after):
             yield convert.memory_diff_to_wire(update)
 
-    @_streams
+    @streamed
     async def BuildImage(
         self, request: host_pb.HostBuildImageRequest, context: _Context
     ) -> AsyncIterator[host_pb.HostBuildImageResponse]:
@@ -327,19 +299,19 @@ class HostServicer(host_pb2_grpc.HostServicer):
         finally:
             building.cancel()  # a build that nobody waits for is not worth its CPU
 
-    @_answers
+    @answered
     async def ListImages(self, request: pb.Empty, context: _Context) -> host_pb.HostListImagesResponse:
         images = await asyncio.to_thread(self._host.images.list)
         return host_pb.HostListImagesResponse(images=[convert.image_to_wire(image) for image in images])
 
-    @_answers
+    @answered
     async def UpdateImage(self, request: host_pb.HostUpdateImageRequest, context: _Context) -> pb.Image:
         paths = tuple(request.forget_files)
         children.check_forgettable(files=paths)
         image = ImageId(check_id(request.image))
         return convert.image_to_wire(await asyncio.to_thread(self._host.images.set_forget_files, image, paths))
 
-    @_answers
+    @answered
     async def RemoveImage(self, request: host_pb.HostImageRequest, context: _Context) -> pb.Empty:
         image = ImageId(check_id(request.image))
         self._host.check_image_unused(image)

@@ -1,7 +1,6 @@
 """forkypig.v1.HostStore: transfers and the store's upkeep, for the controller."""
 
-import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -15,39 +14,11 @@ from forkypig.model.ids import check_id
 from forkypig.v1 import store_pb2 as pb
 from forkypig.v1 import store_pb2_grpc
 from forkypig.wire import convert
-from forkypig.wire.status import abort
+from forkypig.wire.edge import answered, streamed
 
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Moved = Progress | tuple[Snapshot, Mapping[str, Any]]
-
-
-def _streams(method: Callable[..., AsyncGenerator[_T, None]]) -> Callable[..., AsyncGenerator[_T, None]]:
-    """Ends the call with a proper status when the method raises."""
-
-    @functools.wraps(method)
-    async def call(self: "HostStoreServicer", request: Any, context: _Context) -> AsyncGenerator[_T, None]:
-        try:
-            async with aclosing(method(self, request, context)) as messages:
-                async for message in messages:
-                    yield message
-        except Exception as error:
-            await abort(context, error)
-
-    return call
-
-
-def _answers(method: Callable[..., Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
-    """The same for a method that answers once."""
-
-    @functools.wraps(method)
-    async def call(self: "HostStoreServicer", request: Any, context: _Context) -> _T:
-        try:
-            return await method(self, request, context)
-        except Exception as error:
-            await abort(context, error)
-
-    return call
 
 
 class HostStoreServicer(store_pb2_grpc.HostStoreServicer):
@@ -58,7 +29,7 @@ class HostStoreServicer(store_pb2_grpc.HostStoreServicer):
         """`here`: the snapshots of this host."""
         self._transfers, self._here = transfers, here
 
-    @_streams
+    @streamed
     async def ExportSnapshot(self, request: pb.ExportRequest, context: _Context) -> AsyncGenerator[pb.ExportPart, None]:
         snapshot = SnapshotId(check_id(request.snapshot))
         async with aclosing(self._transfers.export(snapshot, with_image=request.with_image)) as saying:
@@ -70,7 +41,7 @@ class HostStoreServicer(store_pb2_grpc.HostStoreServicer):
                 elif isinstance(said, Data):
                     yield pb.ExportPart(data=said.content)
 
-    @_streams
+    @streamed
     async def ImportSnapshot(
         self, requests: AsyncIterator[pb.ImportPart], context: _Context
     ) -> AsyncGenerator[pb.TransferUpdate, None]:
@@ -81,20 +52,20 @@ class HostStoreServicer(store_pb2_grpc.HostStoreServicer):
             async for moved in moving:
                 yield _update(moved)
 
-    @_streams
+    @streamed
     async def PushSnapshot(self, request: pb.PushRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
         snapshot = SnapshotId(check_id(request.snapshot))
         async with aclosing(self._transfers.push(snapshot, request.url, request.environment)) as moving:
             async for moved in moving:
                 yield _update(moved)
 
-    @_streams
+    @streamed
     async def PullSnapshot(self, request: pb.PullRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
         async with aclosing(self._transfers.pull(request.url, request.name, request.environment)) as moving:
             async for moved in moving:
                 yield _update(moved)
 
-    @_answers
+    @answered
     async def ListRemote(self, request: pb.ListRemoteRequest, context: _Context) -> pb.ListRemoteResponse:
         found = await self._transfers.remote(request.url, request.environment)
         return pb.ListRemoteResponse(
@@ -112,7 +83,7 @@ class HostStoreServicer(store_pb2_grpc.HostStoreServicer):
             ]
         )
 
-    @_streams
+    @streamed
     async def CollectStore(
         self, request: pb.CollectRequest, context: _Context
     ) -> AsyncGenerator[pb.CollectUpdate, None]:
@@ -123,7 +94,7 @@ class HostStoreServicer(store_pb2_grpc.HostStoreServicer):
                 elif isinstance(said, Result):
                     yield pb.CollectUpdate(result=pb.Collected(**said.fields))
 
-    @_streams
+    @streamed
     async def CheckStore(
         self, request: pb.CheckStoreRequest, context: _Context
     ) -> AsyncGenerator[pb.CheckStoreUpdate, None]:

@@ -1,9 +1,8 @@
 """forkypig.v1.Pager: the catalogue, for hostd."""
 
 import asyncio
-import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +17,8 @@ from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.served import FileKind
 from forkypig.pager.snapshot import Snapshot, State
 from forkypig.v1 import common_pb2, pager_pb2, pager_pb2_grpc
-from forkypig.wire import status
 from forkypig.wire.convert import shape_from_wire
+from forkypig.wire.edge import answered, streamed
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = TypeVar("_Request")
@@ -32,21 +31,6 @@ _STATES = {
 }
 
 
-def _answers(
-    method: Callable[["PagerServicer", _Request, _Context], Awaitable[_Answer]],
-) -> Callable[["PagerServicer", _Request, _Context], Awaitable[_Answer]]:
-    """The edge of a call: errors become its status."""
-
-    @functools.wraps(method)
-    async def call(self: "PagerServicer", request: _Request, context: _Context) -> _Answer:
-        try:
-            return await method(self, request, context)
-        except Exception as error:  # the edge of an RPC
-            await status.abort(context, error)
-
-    return call
-
-
 class PagerServicer(pager_pb2_grpc.PagerServicer):
     """See pager.proto."""
 
@@ -54,7 +38,7 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
         self._catalogue, self._reader = catalogue, reader
         self._mountpoint, self._started_us = mountpoint, started_us
 
-    @_answers
+    @answered
     async def GetPagerStatus(self, request: common_pb2.Empty, context: _Context) -> pager_pb2.PagerStatus:
         snapshots = list(self._catalogue.snapshots.values())
         touched = [file for snapshot in snapshots for file in snapshot.files.values() if file.touched]
@@ -73,7 +57,7 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
             chunks=chunks,
         )
 
-    @_answers
+    @answered
     async def Reserve(self, request: pager_pb2.ReserveRequest, context: _Context) -> pager_pb2.ReserveResponse:
         path = await self._catalogue.reserve(
             request.snapshot, request.size_bytes, request.parent, request.pid, request.address
@@ -82,35 +66,33 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
             path=str(path), pids=[os.getpid(), *([self._reader.pid] if self._reader.pid else [])]
         )
 
-    @_answers
+    @answered
     async def Bind(self, request: pager_pb2.BindRequest, context: _Context) -> common_pb2.Empty:
         self._catalogue.bind(request.snapshot)
         return common_pb2.Empty()
 
-    @_answers
+    @answered
     async def EndOfLoad(self, request: pager_pb2.SnapshotMemoryRequest, context: _Context) -> common_pb2.Empty:
         self._catalogue.end_of_load(request.snapshot)
         return common_pb2.Empty()
 
+    @streamed
     async def Pack(self, request: pager_pb2.PackRequest, context: _Context) -> AsyncIterator[common_pb2.Progress]:
-        try:
-            packing = await self._catalogue.pack(request.snapshot, _order(request))
-            async for done, total in packing.follow():
-                yield common_pb2.Progress(step="packing", done=done, total=total)
-        except Exception as error:  # the edge of an RPC
-            await status.abort(context, error)
+        packing = await self._catalogue.pack(request.snapshot, _order(request))
+        async for done, total in packing.follow():
+            yield common_pb2.Progress(step="packing", done=done, total=total)
 
-    @_answers
+    @answered
     async def Open(self, request: pager_pb2.OpenRequest, context: _Context) -> common_pb2.Empty:
         await self._catalogue.open(request.snapshot, request.size_bytes, request.parent, request.base)
         return common_pb2.Empty()
 
-    @_answers
+    @answered
     async def Move(self, request: pager_pb2.MoveRequest, context: _Context) -> common_pb2.Empty:
         await self._catalogue.move(Path(request.path))
         return common_pb2.Empty()
 
-    @_answers
+    @answered
     async def Forget(self, request: pager_pb2.SnapshotMemoryRequest, context: _Context) -> common_pb2.Empty:
         await self._catalogue.forget(request.snapshot)
         return common_pb2.Empty()

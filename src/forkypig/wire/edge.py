@@ -1,0 +1,38 @@
+"""The edges of our gRPC services: what a method raises becomes the status of its call."""
+
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
+
+from forkypig.wire.status import abort
+
+_T = TypeVar("_T")
+
+
+def answered(method: Callable[..., Awaitable[_T]]) -> Callable[..., Coroutine[Any, Any, _T]]:
+    """A method that answers once."""
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Any, context: Any) -> _T:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            await abort(context, error)
+
+    return call
+
+
+def streamed(method: Callable[..., AsyncIterator[_T]]) -> Callable[..., AsyncGenerator[_T, None]]:
+    """A method that streams: an asynchronous generator, which ends when the caller goes away."""
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Any, context: Any) -> AsyncGenerator[_T, None]:
+        try:
+            async with aclosing(cast(AsyncGenerator[_T, None], method(self, request, context))) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:
+            await abort(context, error)
+
+    return call
