@@ -1,0 +1,32 @@
+"""Who asks: the principal of a call, what they may do, and whose things they see."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+DEFAULT_TENANT = "default"
+
+
+class Role(Enum):
+    """What somebody may do. Each includes those before it."""
+
+    VIEWER = "viewer"  # look
+    USER = "user"  # make, change and remove what is the tenant's
+    ADMIN = "admin"  # also the tenant's tokens and pools
+
+    def includes(self, other: "Role") -> bool:
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody who asks, already authenticated."""
+
+    name: str  # of the user on this host, or of the token: for the audit log
+    tenant: str  # whose things they see and make
+    role: Role
+    operator: bool = False  # who runs this installation: every tenant, quotas, the host itself
+
+
+# Work that nobody asked for: reconciling, collecting, refilling.
+SYSTEM = Principal("system", DEFAULT_TENANT, Role.ADMIN, operator=True)
