@@ -27,4 +27,7 @@ class Settings(HomePaths, BaseSettings):
     shells: int = 1  # kept ready per template and shape
     pack_after_s: float = 20.0  # a fork's snapshot is packed this long after it; one that is kept, at once
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
+    rest: str = ""  # the REST API's address: host:port, or a Unix socket's path; unix: HOME/run/rest.sock; "": none
+    rest_certificate: str = ""  # PEM files; without them the REST API listens on loopback and Unix sockets alone
+    rest_key: str = ""
     log_level: str = "info"

@@ -37,10 +37,17 @@ class Forky(Storing):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(
-        self, home: str | Path | None = None, *, start: bool = True, on_progress: OnProgress | None = None
+        self,
+        home: str | Path | None = None,
+        *,
+        start: bool = True,
+        on_progress: OnProgress | None = None,
+        wrap_channel: Callable[[grpc.aio.Channel], grpc.aio.Channel] | None = None,
     ) -> None:
         """`home` None: FORKY_HOME, or the default. With `start` the daemons are started when they do not run;
-        `on_progress` is told of it. Raises InvalidRequest when the home can't be used."""
+        `on_progress` is told of it. `wrap_channel` puts something around the channel, for whoever passes the calls of
+        others on. Raises InvalidRequest when the home can't be used."""
+        self._wrap_channel = wrap_channel
         self.place = local.place(home)
         self.socket = self.place.socket("controller")
         self._start, self._on_progress = start, on_progress
@@ -58,6 +65,8 @@ class Forky(Storing):
         elif not self.socket.exists():
             raise errors.HostUnreachable(f"nothing runs in {self.place.home}: start it with `forky up`")
         self._channel = open_channel(self.socket)
+        if self._wrap_channel is not None:
+            self._channel = self._wrap_channel(self._channel)
         self._stub = controller_pb2_grpc.ControllerStub(self._channel)
         return self
 
@@ -297,6 +306,12 @@ class Forky(Storing):
     async def status(self) -> Status:
         """What runs, on which accelerator and why."""
         return await local.status(self.place)
+
+    async def remote_status(self) -> Status:
+        """As `status`, of what the controller says alone: for callers that are on another computer than it."""
+        with calls(self.socket):
+            answer = await self.controller.GetStatus(_EMPTY, timeout=QUICK_S)
+        return Status(home=Path(answer.home)).with_answer(answer)
 
     async def doctor(self) -> Sequence[Check]:
         """Every requirement, whether it holds, and how to mend it."""
