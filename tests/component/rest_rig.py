@@ -29,12 +29,14 @@ class GuestHost(FakeHost):
 
     def __init__(self, socket: Path) -> None:
         super().__init__(socket)
+        self.exec_began = asyncio.Event()
         self.files: dict[str, bytes] = {"/etc/motd": b"welcome\n"}
 
     async def Exec(self, request_iterator: Any, context: Any) -> AsyncIterator[agent_pb2.ExecResponse]:  # noqa: N802
         try:
             start = (await anext(request_iterator)).start
             self.calls["Exec"].append(start)
+            self.exec_began.set()
             yield agent_pb2.ExecResponse(started=agent_pb2.ExecStarted(pid=7))
             if start.argv[0] == "python3":  # the listing of a directory
                 listing = b"\0".join([b"/etc/motd", b"32768", b"420", b"0", b"0", b"8", b"1", b"1", b"", b""])

@@ -4,11 +4,13 @@
 a person. The status codes are those of google.rpc.Code's mapping, but for a wrong state, which HTTP calls a conflict.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forkypig import errors
 
@@ -31,6 +33,7 @@ STATUS: dict[type[errors.ForkyError], int] = {
     errors.ForkyError: 500,
 }
 _TITLES = {401: "Unauthenticated", 405: "Method not allowed", 411: "Length required", 413: "Content too large"}
+_SENTENCES = {413: "the request's body is too large: /v1/machines/…/file and …/archive take bodies of any size"}
 
 
 class Problem(JSONResponse):
@@ -39,8 +42,6 @@ class Problem(JSONResponse):
     media_type = MEDIA_TYPE
 
     def render(self, content: Any) -> bytes:
-        import json
-
         return json.dumps(content, allow_nan=False).encode()
 
 
@@ -75,3 +76,27 @@ def problem(
     """The response. `members`: further ones of the problem."""
     made = {**document(error, status, kind), **(members or {})}
     return Problem(made, status_code=made["status"], headers=dict(headers or {}))
+
+
+class OnlyProblems:
+    """ASGI middleware, the outermost: errors that a library answers as text become problems too (a body's limit)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced: Problem | None = None
+
+        async def sending(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                if kind.startswith(b"text/plain"):
+                    status = message["status"]
+                    replaced = problem(_SENTENCES.get(status, "the request was refused"), status=status)
+            if replaced is None:
+                await send(message)
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                await replaced(scope, receive, send)
+
+        await self._app(scope, receive, sending if scope["type"] == "http" else send)

@@ -13,6 +13,7 @@ from forkypig.daemon.settings import Settings
 from forkypig.rest.app import make_app
 from forkypig.rest.caller import CallerChannel
 from forkypig.rest.listening import Address, bound, check_tokens_count, tls_files
+from forkypig.rest.problems import OnlyProblems
 from forkypig.sdk.client import Forky
 
 log = structlog.get_logger()
@@ -33,7 +34,7 @@ class Server(uvicorn.Server):
 def made_server(app: ASGIApp, tls: tuple[str, str] | None = None) -> Server:
     """A server for the application; `tls`: certificate and key."""
     config = uvicorn.Config(
-        app,
+        OnlyProblems(app),
         log_config=None,
         access_log=False,
         lifespan="off",
