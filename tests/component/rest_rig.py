@@ -19,6 +19,7 @@ from forkypig.rest.listening import Address, bound
 from forkypig.rest.server import made_server
 from forkypig.sdk.client import Forky
 from forkypig.v1 import agent_pb2
+from forkypig.v1 import common_pb2 as common
 from forkypig.wire.status import abort
 from tests.component.controller_rig import home, serving
 from tests.component.fake_host import FakeHost
@@ -57,6 +58,10 @@ class GuestHost(FakeHost):
             yield agent_pb2.ExecResponse(exit=agent_pb2.ExecExit(code=3 if start.argv[0] == "false" else 0))
         finally:
             self.exec_ended.set()
+
+    async def PackSnapshot(self, request: Any, context: Any) -> AsyncIterator[common.Progress]:  # noqa: N802
+        yield common.Progress(step="packing", done=1, total=2)
+        self.snapshots[request.snapshot].settled = True
 
     async def StatPath(self, request: Any, context: Any) -> agent_pb2.StatPathResponse:  # noqa: N802
         content = self.files.get(request.path)

@@ -2,6 +2,7 @@
 documented. The same examples in every run."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -37,8 +38,10 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
-EXAMPLES = 12  # of each operation
-schema = schemathesis.openapi.from_dict(make_app(None, token_needed=False).openapi())
+EXAMPLES = int(os.environ.get("FORKY_FUZZ_EXAMPLES", "4"))  # of each operation
+schema = schemathesis.openapi.from_dict(make_app(None, token_needed=False).openapi()).exclude(
+    name="PUT /v1/machines/{machine}/archive"
+)
 
 
 class Served(threading.Thread):

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import Header, Path, Query
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from forkypig import model
 
@@ -13,16 +13,11 @@ _NAME = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 _NO_NUL = r"^[^\x00]*$"
 
 
-def _number(value: object) -> object:
-    """Refuses true and false, which Python takes for numbers."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed here")  # noqa: TRY004 - what pydantic turns into an answer
-    return value
-
-
-Int32 = Annotated[int, BeforeValidator(_number, json_schema_input_type=int), Field(ge=0, le=_INT32)]
-Size = Annotated[int, BeforeValidator(_number, json_schema_input_type=int), Field(ge=0, le=_MOST)]
-Seconds = Annotated[float, BeforeValidator(_number, json_schema_input_type=float), Field(ge=0, le=86_400 * 365)]
+# Strict: true is no number, "5" is none, and 0 is no false.
+Flag = Annotated[bool, Field(strict=True)]
+Int32 = Annotated[int, Field(strict=True, ge=0, le=_INT32)]
+Size = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=86_400 * 365)]
 Name = Annotated[str, Field(pattern=_NAME, max_length=63)]
 Reference = Annotated[str, Path(pattern=_NAME, max_length=63)]
 GuestPath = Annotated[str, Query(pattern=r"^/[^\x00]*$", max_length=4096, description="in the machine; begins with /")]
@@ -44,8 +39,8 @@ class _Body(BaseModel):
 class Publish(_Body):
     """A port of the host that leads to one of the machine."""
 
-    host_port: Annotated[int, BeforeValidator(_number, json_schema_input_type=int), Field(ge=1, le=65535)]
-    guest_port: Annotated[int, BeforeValidator(_number, json_schema_input_type=int), Field(ge=1, le=65535)]
+    host_port: Annotated[int, Field(strict=True, ge=1, le=65535)]
+    guest_port: Annotated[int, Field(strict=True, ge=1, le=65535)]
     protocol: Literal["tcp", "udp"] = "tcp"
     host_address: Annotated[str, Field(max_length=15)] = "0.0.0.0"  # noqa: S104 - as on the command line
 
@@ -56,7 +51,7 @@ class Publish(_Body):
 class Limits(_Body):
     """What it may use of its host; what is not given stays as it is."""
 
-    cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
+    cpus: Annotated[float, Field(strict=True, gt=0, le=4096)] | None = None
     memory_mib: Size | None = None
     pids: Int32 | None = None
     io_mib_s: Size | None = None
@@ -72,7 +67,7 @@ class Config(_Body):
     publish: Annotated[list[Publish], Field(max_length=256)] = []
     unpublish: Annotated[list[Publish], Field(max_length=256)] = []
     limits: Limits = Limits()
-    no_fork: bool | None = None
+    no_fork: Flag | None = None
     restart: model.Restart | None = None
 
     def change(self) -> model.ConfigChange:
@@ -99,17 +94,17 @@ class Run(_Body):
     cpus: Int32 = 0
     memory_mib: Int32 = 0
     disk_mib: Int32 = 0
-    cold_boot: bool = Field(default=False, description="really boot, don't start from the image's template")
+    cold_boot: Flag = Field(default=False, description="really boot, don't start from the image's template")
     config: Config = Config()
 
 
 class Fork(_Body):
     """Children to be made."""
 
-    count: Annotated[int, BeforeValidator(_number, json_schema_input_type=int), Field(ge=1, le=1000)] = 1
+    count: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
     name: Name | None = Field(default=None, description="children are NAME-1, NAME-2, …; else as the source")
-    paused: bool = False
-    quiesce: bool = Field(default=False, description="freeze its user processes until each child has its own entropy")
+    paused: Flag = False
+    quiesce: Flag = Field(default=False, description="freeze its user processes until each child has its own entropy")
     forget: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=1000)] = Field(
         default=[], description="environment variables that are wiped in the children"
     )
@@ -121,7 +116,7 @@ class TakeSnapshot(_Body):
 
     tag: Name | None = None
     message: Annotated[str, Field(max_length=model.ids.MOST_MESSAGE)] = ""
-    quiesce: bool = False
+    quiesce: Flag = False
 
 
 class Restore(_Body):
@@ -134,14 +129,14 @@ class Restore(_Body):
 class Stop(_Body):
     """How a machine is stopped."""
 
-    force: bool = Field(default=False, description="cut the power instead of shutting down")
+    force: Flag = Field(default=False, description="cut the power instead of shutting down")
 
 
 class Tag(_Body):
     """What a tag is to stand for."""
 
     snapshot: Name
-    force: bool = Field(default=False, description="take the tag from another snapshot")
+    force: Flag = Field(default=False, description="take the tag from another snapshot")
 
 
 class Exec(_Body):
@@ -156,16 +151,16 @@ class Exec(_Body):
     encoding: Literal["utf-8", "base64"] = Field(
         default="utf-8", description="of stdin and the output; as utf-8, bytes that are none become U+FFFD"
     )
-    output_limit_bytes: Annotated[
-        int, BeforeValidator(_number, json_schema_input_type=int), Field(ge=1024, le=16 << 20)
-    ] = Field(default=1 << 20, description="of each stream; past it the middle is left out")
+    output_limit_bytes: Annotated[int, Field(strict=True, ge=1024, le=16 << 20)] = Field(
+        default=1 << 20, description="of each stream; past it the middle is left out"
+    )
 
 
 class BuildImage(_Body):
     """An image to be built."""
 
     name: Name | None = None
-    rebuild: bool = Field(default=False, description="even if one with the same recipe is there")
+    rebuild: Flag = Field(default=False, description="even if one with the same recipe is there")
 
 
 class UpdateImage(_Body):

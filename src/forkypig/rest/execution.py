@@ -109,8 +109,8 @@ async def read_console(machine: Reference, forky: Sdk) -> Response:
 
 
 class _Size(bodies._Body):
-    rows: Annotated[int, Field(ge=1, le=10_000)]
-    columns: Annotated[int, Field(ge=1, le=10_000)]
+    rows: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    columns: Annotated[int, Field(strict=True, ge=1, le=10_000)]
 
 
 class _Start(bodies._Body):
@@ -122,14 +122,14 @@ class _Start(bodies._Body):
     user: bodies.Text = ""
     timeout_s: bodies.Seconds = 0.0
     terminal: _Size | None = None
-    stdin: bool = False
+    stdin: bodies.Flag = False
 
 
 class _Control(bodies._Body):
     """Any later text message: one of these."""
 
     resize: _Size | None = None
-    signal: Annotated[int, Field(ge=1, le=64)] | None = None
+    signal: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
     stdin_closed: Literal[True] | None = None
 
 
