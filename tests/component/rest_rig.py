@@ -42,8 +42,8 @@ class GuestHost(FakeHost):
             if start.argv[0] == "python3":  # the listing of a directory
                 listing = b"\0".join([b"/etc/motd", b"32768", b"420", b"0", b"0", b"8", b"1", b"1", b"", b""])
                 yield agent_pb2.ExecResponse(stdout=listing)
-            elif start.argv[0] == "flood":
-                for n in range(int(start.argv[1])):
+            elif "flood" in start.argv:
+                for n in range(int(start.argv[1]) if start.argv[0] == "flood" else 1000):
                     yield agent_pb2.ExecResponse(stdout=b"%04d" % n * 256)
             elif start.argv[0] == "sleep":
                 await asyncio.sleep(3600)

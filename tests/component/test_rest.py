@@ -6,13 +6,21 @@ import io
 import json
 import tarfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from websockets.asyncio.client import unix_connect
+from websockets.exceptions import InvalidStatus
 
 from forkypig import errors
+from forkypig.rest.app import make_app, openapi_text
+from forkypig.rest.caller import CallerChannel
+from forkypig.sdk.client import Forky
+from forkypig.v1 import controller_pb2, controller_pb2_grpc
+from tests.component.controller_rig import home
 from tests.component.rest_rig import Rest, rest
 
 
@@ -249,3 +257,54 @@ async def test_events(api: Rest) -> None:
         assert first > found[-1]["sequence"]
         assert (await anext(lines)).startswith("event: ")
     is_problem(await api.http.get("/v1/events", headers={"Last-Event-ID": "-1"}), 400, "invalid-request")
+
+
+async def test_tokens_on_a_port() -> None:
+    """On TCP nobody is let in without a token, and the token goes on to the controller."""
+    async with rest(token_needed=True) as api:
+        assert (await api.http.get("/v1/health")).status_code == 200
+        for headers in ({}, {"Authorization": "Basic eDp5"}, {"Authorization": "Bearer"}):
+            answer = await api.http.get("/v1/machines", headers=headers)
+            is_problem(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        with pytest.raises(InvalidStatus):
+            async with connect(api, "/v1/machines/web/exec"):
+                pass
+        twice = [("Authorization", "Bearer fp_a"), ("Authorization", "Bearer fp_b")]
+        is_problem(await api.http.get("/v1/machines", headers=twice), 400, "invalid-request")
+        large = await api.http.get("/v1/machines", headers={"Authorization": "Bearer " + "x" * 20_000})
+        assert large.status_code == 400
+        assert (await api.http.get("/v1/machines", headers={"Authorization": "Bearer fp_a"})).status_code == 200
+
+
+async def test_headers_become_metadata(api: Rest) -> None:
+    """The caller's credentials and idempotency key reach the controller with each call, and nobody else's do."""
+    seen: list[dict[str, str]] = []
+
+    class Seeing(controller_pb2_grpc.ControllerServicer):
+        async def ListMachines(self, request: Any, context: Any) -> controller_pb2.ListMachinesResponse:  # noqa: N802
+            seen.append(dict(context.invocation_metadata()))
+            return controller_pb2.ListMachinesResponse()
+
+    with home() as settings:
+        server = grpc.aio.server()
+        controller_pb2_grpc.add_ControllerServicer_to_server(Seeing(), server)
+        server.add_insecure_port(f"unix:{settings.socket('controller')}")
+        await server.start()
+        async with Forky(settings.home, start=False, wrap_channel=CallerChannel) as forky:  # type: ignore[arg-type]
+            app = make_app(forky, token_needed=False)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://forky") as http:
+                headers = {"Authorization": "Bearer fp_a", "Idempotency-Key": "k1", "Forky-Tenant": "t"}
+                await asyncio.gather(
+                    http.get("/v1/machines", headers=headers), http.get("/v1/machines", headers={"X-Other": "y"})
+                )
+        await server.stop(None)
+    carried = [{key: each.get(key) for key in ("authorization", "idempotency-key", "forky-tenant")} for each in seen]
+    assert {"authorization": "Bearer fp_a", "idempotency-key": "k1", "forky-tenant": "t"} in carried
+    assert {"authorization": None, "idempotency-key": None, "forky-tenant": None} in carried
+
+
+def test_the_document_is_current() -> None:
+    kept = Path(__file__).parents[2] / "docs/openapi.json"
+    assert kept.read_text() == openapi_text(), "docs/openapi.json is out of date: run `make openapi`"

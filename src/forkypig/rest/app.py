@@ -1,5 +1,6 @@
 """Puts the application together: routes, errors, limits, and the OpenAPI document."""
 
+import json
 from typing import Any
 
 import structlog
@@ -93,3 +94,8 @@ def _openapi(app: FastAPI, made_by: Any) -> dict[str, Any]:
         document["security"] = [{"token": []}, {}]
         document["servers"] = [{"url": "/"}]
     return app.openapi_schema or {}
+
+
+def openapi_text() -> str:
+    """The document as docs/openapi.json has it: sorted, so that a change is a small one."""
+    return json.dumps(make_app(None, token_needed=False).openapi(), indent=1, sort_keys=True) + "\n"

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
+import socket
 from collections.abc import Iterator
 
 import structlog
@@ -48,9 +50,22 @@ def made_server(app: ASGIApp, tls: tuple[str, str] | None = None) -> Server:
     return Server(config)
 
 
+@contextlib.contextmanager
+def _said(settings: Settings, address: Address, listener: socket.socket) -> Iterator[None]:
+    """A file with the address, as long as it serves: `forky up` waits for it, and port 0 becomes a number there."""
+    mark = settings.run / "rest.address"
+    port = listener.getsockname()[1] if address.is_tcp else 0
+    mark.write_text(f"{dataclasses.replace(address, port=port)}\n")
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
 async def run(settings: Settings) -> None:
     """Serves until SIGTERM. Raises InvalidRequest and NotPossibleNow for what can't be listened on, HostUnreachable
     where no controller runs."""
+    (settings.run / "rest.address").unlink(missing_ok=True)  # of one that was killed
     address = Address.of(settings)
     tls = tls_files(settings, address)
     if address.is_tcp:
@@ -62,7 +77,7 @@ async def run(settings: Settings) -> None:
         def end() -> None:
             server.should_exit = True
 
-        with bound(address) as listener:
+        with bound(address) as listener, _said(settings, address, listener):
             serving = asyncio.create_task(server.serve([listener]))
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, end)

@@ -33,6 +33,7 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
         return False
     async with local.locked(at):
         in_order = True
+        await pids.end(local.REST, at.pid_file(local.REST))
         some_ran = any(running_pid(at.pid_file(daemon)) is not None for daemon in local.DAEMONS)
         if some_ran or _may_have_left_something(at):
             in_order = await _end_machines(at, on_progress, force=force)
