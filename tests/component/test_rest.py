@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import tarfile
@@ -218,6 +219,8 @@ async def test_files(api: Rest) -> None:
         assert tar.getnames() == ["motd"]
     put = await api.http.put(archive, params={"path": "/srv"}, content=taken.content)
     assert (put.json()["files"], api.host.files["/srv/motd"]) == (1, b"welcome\n")
+    for wrong in (b"", b"x", b"no archive" * 100, gzip.compress(taken.content)):
+        is_problem(await api.http.put(archive, params={"path": "/srv"}, content=wrong), 400, "invalid-request")
     listed = (await api.http.get("/v1/machines/web/directory", params={"path": "/etc"})).json()
     assert listed["complete"] is True
     assert [(each["name"], each["kind"], each["mode"]) for each in listed["entries"]] == [("motd", "file", "0644")]

@@ -5,9 +5,11 @@ A directory is a tar archive, as the Agent service has it; a file is its content
 
 import asyncio
 import contextlib
+import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
+from forkypig import errors
 from forkypig.sdk.transfer import Threaded, guest_path
 
 if TYPE_CHECKING:
@@ -30,8 +32,33 @@ async def unpack_archive(machine: "Machine", directory: str, pieces: AsyncIterat
     """Unpacks a tar archive in a directory of the machine; returns how many files and bytes it had.
 
     Raises NotFound, InvalidRequest (no archive, no absolute path)."""
-    made = await machine.transfer.upload_archive(guest_path(directory), pieces)
+    made = await machine.transfer.upload_archive(guest_path(directory), _checked(pieces))
     return made.files, made.bytes
+
+
+async def _checked(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of an archive, once its first header is one: the guest would say no more than «invalid header»."""
+    head, checked = b"", False
+    async for piece in pieces:
+        if checked:
+            yield piece
+            continue
+        head += piece
+        if len(head) >= tarfile.BLOCKSIZE:
+            _check_header(head[: tarfile.BLOCKSIZE])
+            checked = True
+            yield head
+    if not checked:
+        _check_header(head)
+
+
+def _check_header(block: bytes) -> None:
+    if block == bytes(tarfile.BLOCKSIZE):
+        return  # the end of an empty archive
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise errors.InvalidRequest("what was sent is no tar archive: send one that is not compressed") from error
 
 
 async def content_of(machine: "Machine", path: str) -> AsyncGenerator[bytes, None]:
