@@ -179,7 +179,7 @@ class Changes:
     async def _mark(self, flight: Flight, text: str) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
             machine = await find_machine(tx, text)
-            doing = self._desk.journal.operation_on(machine)
+            doing = (await self._desk.operations(tx)).get(machine.id, "")
             if machine.state is MachineState.CREATING or doing == Action.REMOVE.value:
                 raise Busy(f"machine «{machine.name}»", doing or machine.state.value)
             check_allowed(machine, Action.REMOVE)
