@@ -6,6 +6,12 @@ import pytest
 
 from tests.component.postgres_rig import Postgres, postgres
 
+_EMPTY = """DO $$ DECLARE list text; BEGIN
+  SELECT string_agg(tablename, ',') INTO list FROM pg_tables
+    WHERE schemaname = 'public' AND tablename != 'alembic_version';
+  IF list IS NOT NULL THEN EXECUTE 'TRUNCATE ' || list || ' RESTART IDENTITY'; END IF;
+END $$"""
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
@@ -22,10 +28,5 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def emptied(server: Postgres) -> str:
     """PostgreSQL's address. One database for all tests, since making one takes longer than a test."""
-    tables = server.sql(
-        "SELECT string_agg(tablename, ',') FROM pg_tables "
-        "WHERE schemaname = 'public' AND tablename != 'alembic_version'"
-    )
-    if tables:
-        server.sql(f"TRUNCATE {tables} RESTART IDENTITY")
+    server.sql(_EMPTY)
     return server.url("postgres")

@@ -28,6 +28,9 @@ _OPTIONS = {
 }
 
 
+_HASTE = ("fsync", "full_page_writes", "autovacuum", "wal_init_zero")
+
+
 def program(name: str) -> str:
     """Of the newest version that Debian's packages have put here."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
@@ -39,7 +42,10 @@ def program(name: str) -> str:
 class Postgres:
     """A server, to be stopped and started."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+        """`durable`: as a server is that has to outlast a power cut."""
+        options = {k: v for k, v in _OPTIONS.items() if not durable or k not in _HASTE}
+        self._options = [f"-c{key}={value}" for key, value in options.items()]
         self.directory = directory
         self._data = directory / "data"
         self._numbers = itertools.count(1)
@@ -57,8 +63,7 @@ class Postgres:
         assert made.returncode == 0, made.stderr
 
     def start(self) -> None:
-        options = [f"-c{key}={value}" for key, value in _OPTIONS.items()]
-        argv = [*self._user, program("postgres"), "-D", str(self._data), "-k", str(self.directory), *options]
+        argv = [*self._user, program("postgres"), "-D", str(self._data), "-k", str(self.directory), *self._options]
         log = (self.directory / "log").open("ab")
         with log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
@@ -96,10 +101,10 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(*, durable: bool = False) -> Iterator[Postgres]:
     """A server for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="fpg") as directory:
-        made = Postgres(Path(directory))
+        made = Postgres(Path(directory), durable=durable)
         made.start()
         try:
             yield made

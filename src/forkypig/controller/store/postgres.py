@@ -151,5 +151,5 @@ _WORDS: tuple[tuple[tuple[str, ...], type[ForkyError], str], ...] = (
         "others have kept the controller's database {where} busy for too long ({told}): try again",
     ),
     (("22021",), InvalidRequest, "text with a NUL character can't be kept: leave it out"),
-    (("XX",), InternalError, "the controller's database {where} is damaged ({told}): its server's log says more"),
+    (("XX001", "XX002"), InternalError, "the controller's database {where} is damaged ({told}): its server's log says more"),
 )
