@@ -197,9 +197,12 @@ class Peers:
 
     async def sorted_intents(self, tx: AsyncConnection) -> tuple[list[Intent], list[Intent]]:
         """The unfinished ones: those that nobody is at, and those that another controller, which lives, is at."""
-        alive = await leases.living(tx) - {self.number} if self._store.is_shared else set()
+        unfinished = await intents.unfinished(tx)
+        alive: set[int] = set()
+        if any(intent.owner not in (None, self.number) for intent in unfinished):
+            alive = await leases.living(tx) - {self.number}
         left, others = [], []
-        for intent in await intents.unfinished(tx):
+        for intent in unfinished:
             if intent.owner in alive:
                 others.append(intent)
             elif not self._journal.is_under_way(intent):

@@ -129,11 +129,14 @@ class Reconciler:
             if (row := await machines.get(tx, seen.id)) is not None and row.state is seen.state:
                 await machines.save_known(tx, [merge(row, seen)])
 
-    async def landed(self, *about: MachineId) -> None:
-        """An operation on these machines is over: what was told of them meanwhile is held against the records."""
+    async def landed(self, *about: MachineId, recorded: Machine | None = None) -> None:
+        """An operation on these machines is over: what was told of them meanwhile is held against the records, or
+        against what was `recorded` a moment ago."""
         for machine in about:
-            if (seen := self._latest.pop(machine, None)) is not None:
-                await self._changed(seen)
+            seen = self._latest.pop(machine, None)
+            if seen is None or (recorded is not None and merge(recorded, seen, {recorded.snapshot}) == recorded):
+                continue
+            await self._changed(seen)
 
     def forget(self, machine: MachineId) -> None:
         """A machine is gone."""

@@ -16,6 +16,7 @@ from forkypig.model import MachineId, SnapshotId
 _OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
 # Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
 KEPT = 2_000
+_TRIM_EVERY = 100  # so that there are this many more at most
 
 
 def _intent(row: Any) -> Intent:
@@ -54,7 +55,8 @@ async def add(
         "owner": owner,
     }
     number = (await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one()
-    await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
+    if number % _TRIM_EVERY == 0:
+        await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
     return Intent(
         id=number,
         kind=kind,
