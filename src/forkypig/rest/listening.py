@@ -20,7 +20,7 @@ import grpc
 from forkypig import errors
 from forkypig.daemon.settings import Settings
 from forkypig.sdk.connection import QUICK_S, calls, open_channel
-from forkypig.v1 import common_pb2, controller_pb2_grpc
+from forkypig.v1 import controller_pb2, controller_pb2_grpc
 
 _BACKLOG = 1024
 _NOBODYS_TOKEN = "fp_this-is-nobodys-token"  # noqa: S105 - that is the point
@@ -97,7 +97,7 @@ async def check_tokens_count(controller: Path) -> None:
         credentials = (("authorization", f"Bearer {_NOBODYS_TOKEN}"),)
         with calls(controller):
             try:
-                await stub.ListMachines(common_pb2.Empty(), metadata=credentials, timeout=QUICK_S)
+                await stub.ListMachines(controller_pb2.ListMachinesRequest(page_size=1), metadata=credentials, timeout=QUICK_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                     return
