@@ -97,7 +97,9 @@ async def check_tokens_count(controller: Path) -> None:
         credentials = (("authorization", f"Bearer {_NOBODYS_TOKEN}"),)
         with calls(controller):
             try:
-                await stub.ListMachines(controller_pb2.ListMachinesRequest(page_size=1), metadata=credentials, timeout=QUICK_S)
+                await stub.ListMachines(
+                    controller_pb2.ListMachinesRequest(page_size=1), metadata=credentials, timeout=QUICK_S
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                     return
