@@ -17,10 +17,12 @@ from websockets.asyncio.client import unix_connect
 from websockets.exceptions import InvalidStatus
 
 from forkypig import errors
+from forkypig.rest import problems
 from forkypig.rest.app import make_app, openapi_text
 from forkypig.rest.caller import CallerChannel
 from forkypig.sdk.client import Forky
-from forkypig.v1 import controller_pb2, controller_pb2_grpc
+from forkypig.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from forkypig.wire import status as wire_status
 from tests.component.controller_rig import home
 from tests.component.rest_rig import Rest, rest
 
@@ -90,7 +92,7 @@ async def test_errors_are_problems(api: Rest) -> None:
     api.host.fail("PauseMachine", errors.MachineFailed("QEMU died"))
     is_problem(await api.http.post("/v1/machines/web/pause"), 502, "machine-failed")
     api.host.fail("PauseMachine", errors.GuestUnresponsive("it sleeps"))
-    is_problem(await api.http.post("/v1/machines/web/pause"), 504, "guest-unresponsive")
+    is_problem(await api.http.post("/v1/machines/web/pause"), 503, "guest-unresponsive")
     is_problem(await api.http.get("/v1/nothing"), 404, "not-found")
     assert (await api.http.put("/v1/machines")).status_code == 405
     await api.host.stop()
@@ -289,6 +291,10 @@ async def test_headers_become_metadata(api: Rest) -> None:
             seen.append(dict(context.invocation_metadata()))
             return controller_pb2.ListMachinesResponse()
 
+        async def UntagSnapshot(self, request: Any, context: Any) -> common_pb2.Snapshot:  # noqa: N802
+            seen.append(dict(context.invocation_metadata()))
+            return common_pb2.Snapshot(kind=common_pb2.SNAPSHOT_KIND_KEPT)
+
     with home() as settings:
         server = grpc.aio.server()
         controller_pb2_grpc.add_ControllerServicer_to_server(Seeing(), server)
@@ -300,14 +306,23 @@ async def test_headers_become_metadata(api: Rest) -> None:
             async with httpx.AsyncClient(transport=transport, base_url="http://forky") as http:
                 headers = {"Authorization": "Bearer fp_a", "Idempotency-Key": "k1", "Forky-Tenant": "t"}
                 await asyncio.gather(
-                    http.get("/v1/machines", headers=headers), http.get("/v1/machines", headers={"X-Other": "y"})
+                    http.get("/v1/machines", headers=headers),
+                    http.delete("/v1/tags/t", headers=headers),
+                    http.get("/v1/machines", headers={"X-Other": "y"}),
                 )
         await server.stop(None)
     carried = [{key: each.get(key) for key in ("authorization", "idempotency-key", "forky-tenant")} for each in seen]
     assert {"authorization": "Bearer fp_a", "idempotency-key": "k1", "forky-tenant": "t"} in carried
+    assert {"authorization": "Bearer fp_a", "idempotency-key": None, "forky-tenant": "t"} in carried  # it only looks
     assert {"authorization": None, "idempotency-key": None, "forky-tenant": None} in carried
 
 
 def test_the_document_is_current() -> None:
     kept = Path(__file__).parents[2] / "docs/openapi.json"
     assert kept.read_text() == openapi_text(), "docs/openapi.json is out of date: run `make openapi`"
+
+
+def test_every_error_has_a_status() -> None:
+    """One that is added to errors.py and to gRPC's table has one here too."""
+    assert set(wire_status.STATUS.values()) <= set(problems.STATUS)
+    assert all(400 <= number < 600 for number in problems.STATUS.values())

@@ -26,7 +26,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         pattern=r"^[\x21-\x7e]+$",
-        max_length=255,
+        max_length=128,
         description="of your choice, new for each thing you want; a repetition with the same key does nothing twice",
     ),
 ]

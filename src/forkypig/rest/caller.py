@@ -20,6 +20,9 @@ Metadata = tuple[tuple[str, str], ...]
 _current: ContextVar[Metadata] = ContextVar("caller", default=())
 # Header and the metadata that it becomes. A value is what gRPC can carry: printable ASCII.
 _PASSED_ON = {"authorization": "authorization", "idempotency-key": "idempotency-key", "forky-tenant": "forky-tenant"}
+_KEY = "idempotency-key"
+# Beginnings of the names of methods that change nothing.
+_LOOKING = ("Get", "List", "Read", "Stat", "Download", "Doctor", "Diff", "Check", "Follow")
 _VALUE = re.compile(r"[\x20-\x7e]{1,4096}")
 _OPEN_PATHS = frozenset({"/v1/health", "/v1/openapi.json"})
 
@@ -73,22 +76,27 @@ class CallerChannel:
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
 
-    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return _carrying(self._channel.unary_unary(*arguments, **options))
+    def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return _carrying(method, self._channel.unary_unary(method, *arguments, **options))
 
-    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return _carrying(self._channel.unary_stream(*arguments, **options))
+    def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return _carrying(method, self._channel.unary_stream(method, *arguments, **options))
 
-    def stream_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return _carrying(self._channel.stream_unary(*arguments, **options))
+    def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return _carrying(method, self._channel.stream_unary(method, *arguments, **options))
 
-    def stream_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return _carrying(self._channel.stream_stream(*arguments, **options))
+    def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return _carrying(method, self._channel.stream_stream(method, *arguments, **options))
 
 
-def _carrying(method: Callable[..., Any]) -> Callable[..., Any]:
+def _carrying(path: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of this path ("/forkypig.v1.Controller/Fork"), which carries what the caller sent; that goes before
+    what the SDK would send of its own."""
+    looks = path.rpartition("/")[2].startswith(_LOOKING)
+
     def call(*arguments: Any, metadata: Any = None, **options: Any) -> Any:
-        ours = _current.get()
+        # A request that changes something first looks: the key is for its one call that changes.
+        ours = tuple(pair for pair in _current.get() if not (looks and pair[0] == _KEY))
         given = tuple(pair for pair in metadata or () if pair[0] not in {key for key, _ in ours})
         return method(*arguments, metadata=(*given, *ours), **options)
 

@@ -1,7 +1,7 @@
-"""Errors -> HTTP, by one table: application/problem+json as RFC 9457 has it.
+"""Errors -> gRPC status -> HTTP, by one table: application/problem+json as RFC 9457 has it.
 
 `type` is "urn:forkypig:problem:" and the error's class in words: what a program looks at. `detail` is the sentence for
-a person. The status codes are those of google.rpc.Code's mapping, but for a wrong state, which HTTP calls a conflict.
+a person. The HTTP codes are those of google.rpc.Code's mapping, but for a wrong state, which HTTP calls a conflict.
 """
 
 import json
@@ -9,28 +9,31 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forkypig import errors
+from forkypig.wire import status as codes
 
 MEDIA_TYPE = "application/problem+json"
 _PREFIX = "urn:forkypig:problem:"
 
-STATUS: dict[type[errors.ForkyError], int] = {
-    errors.InvalidRequest: 400,
-    errors.NotFound: 404,
-    errors.AlreadyExists: 409,
-    errors.NotPossibleNow: 409,
-    errors.Busy: 409,
-    errors.ResourceExhausted: 429,
-    errors.Damaged: 500,
-    errors.GuestUnresponsive: 504,
-    errors.MachineFailed: 502,
-    errors.HostUnreachable: 503,
-    errors.DeadlineExceeded: 504,
-    errors.InternalError: 500,
-    errors.ForkyError: 500,
+# Every error of ours has a gRPC status (wire.status), and so one of these.
+STATUS: dict[grpc.StatusCode, int] = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.FAILED_PRECONDITION: 409,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.DATA_LOSS: 500,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNKNOWN: 502,  # QEMU died or refused: we are well, what is behind us is not
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 _TITLES = {401: "Unauthenticated", 405: "Method not allowed", 411: "Length required", 413: "Content too large"}
 _SENTENCES = {413: "the request's body is too large: /v1/machines/…/file and …/archive take bodies of any size"}
@@ -46,8 +49,8 @@ class Problem(JSONResponse):
 
 
 def status_of(error: errors.ForkyError) -> int:
-    """The HTTP status: the class's own, or that of the nearest class above."""
-    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+    """The HTTP status of an error."""
+    return STATUS[codes.STATUS[type(error)]]
 
 
 def kind_of(error: errors.ForkyError) -> str:
