@@ -146,7 +146,13 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def _do_BootMachine(self, request: pb.BootMachineRequest) -> common.Machine:
         return self._machine(
-            request.machine, request.name, RUNNING, image=request.image, shape=request.shape, config=request.config
+            request.machine,
+            request.name,
+            RUNNING,
+            image=request.image,
+            shape=request.shape,
+            config=request.config,
+            tenant=request.tenant,
         )
 
     async def MakeTemplate(self, request: Any, context: Any) -> common.Snapshot:
@@ -154,7 +160,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def _do_MakeTemplate(self, request: pb.MakeTemplateRequest) -> common.Snapshot:
         kind = common.SNAPSHOT_KIND_TEMPLATE
-        return self._snapshot(request.snapshot, kind, image=request.image, shape=request.shape)
+        return self._snapshot(request.snapshot, kind, image=request.image, shape=request.shape, tenant=request.tenant)
 
     async def ForkMachine(self, request: Any, context: Any) -> common.ForkResult:
         return await self._answer("ForkMachine", request, context)
@@ -173,6 +179,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             image=source.image,
             shape=source.shape,
             pause_ms=12.5,
+            tenant=source.tenant,
         )
         self._pid += 1
         self.change(source.id, snapshot=made.id, qemu_pid=self._pid)
@@ -200,8 +207,9 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
                     image=snapshot.image,
                     shape=snapshot.shape,
                     snapshot=snapshot.id,
-                    parent=snapshot.machine,
+                    parent=snapshot.machine if snapshot.tenant == child.tenant else "",
                     config=child.config,
+                    tenant=child.tenant,
                 ),
                 ready_ms=40.0,
             )

@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 from forkypig.controller.desk import Desk, find_machine, find_snapshot, known_parent
 from forkypig.controller.forks import Forks
 from forkypig.controller.journal import Flight
+from forkypig.controller.quotas import STARTING, admit
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.streams import ShowProgress
 from forkypig.core.config import changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed, check_restorable
+from forkypig.core.quotas import of_start
 from forkypig.core.reconcile import merge
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, InternalError, NotFound
 from forkypig.model import ConfigChange, Machine, MachineId, MachineState, SnapshotId, new_snapshot_id
@@ -85,7 +87,9 @@ class Changes:
         if made is not None:
             async with self._desk.store.write() as tx:
                 await snapshots.save(tx, [await known_parent(tx, made)])
-                await events.add(tx, "snapshot.created", made.id, f"of {made.machine}, which hibernates")
+                await events.add(
+                    tx, "snapshot.created", made.id, f"of {made.machine}, which hibernates", tenant=made.tenant
+                )
 
     async def wake(self, machine: str) -> Machine:
         return await self._carry(machine, Action.WAKE, self._desk.host.wake)
@@ -111,6 +115,8 @@ class Changes:
             async with desk.store.write() as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, action)
+                if action in STARTING and machine.qemu_pid is None:
+                    await admit(tx, of_start(machine.shape))
                 if needs is not None and await snapshots.get(tx, needs) is None:
                     raise NotFound("snapshot", needs, "it was removed just now; see forky snapshots")
                 intent = await intents.add(

@@ -73,7 +73,7 @@ class Collector:
             async with desk.store.write() as tx:
                 await snapshots.delete_one(tx, snapshot)
                 await intents.end(tx, intent, IntentStatus.DONE)
-                await events.add(tx, "snapshot.removed", snapshot)
+                await events.add(tx, "snapshot.removed", snapshot, tenant=intent.tenant)
         desk.reconciler.collect.set()
 
     async def _mark(self, flight: Flight, snapshot: SnapshotId, collecting: bool) -> Intent:
@@ -85,11 +85,11 @@ class Collector:
             called = f"snapshot «{row.tag}»" if row.tag else f"snapshot {row.id}"
             if standing := standing_on(snapshot, await machines.every(tx), await snapshots.every(tx)):
                 raise NotPossibleNow(
-                    f"{called} can't be removed: {standing.sentence()} stand on it; remove those first"
+                    f"{called} can't be removed: {standing.sentence(row.tenant)} stand on it; remove those first"
                 )
             if collecting and row.kind not in PASSING:
                 raise NotPossibleNow(f"{called} was tagged meanwhile: it stays")
             if self._desk.journal.concerns(snapshot):
                 raise Busy(called, "in use by an operation under way")
             await snapshots.set_removing(tx, snapshot, removing=True)
-            return flight.take(await intents.add(tx, IntentKind.REMOVE_SNAPSHOT, snapshot=snapshot))
+            return flight.take(await intents.add(tx, IntentKind.REMOVE_SNAPSHOT, snapshot=snapshot, tenant=row.tenant))

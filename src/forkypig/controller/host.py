@@ -132,12 +132,15 @@ class Host:
             image=machine.image,
             shape=convert.shape_to_wire(machine.shape),
             config=config_to_wire(machine.config),
+            tenant=machine.tenant,
         )
         with host_errors():
             return convert.machine_from_wire(await self.stub.BootMachine(request, timeout=BOOT_S))
 
-    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape) -> Snapshot:
-        request = pb.MakeTemplateRequest(snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape))
+    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape, tenant: str) -> Snapshot:
+        request = pb.MakeTemplateRequest(
+            snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape), tenant=tenant
+        )
         with host_errors():
             return convert.snapshot_from_wire(await self.stub.MakeTemplate(request, timeout=BOOT_S))
 
@@ -218,12 +221,13 @@ class Host:
         return convert.machine_from_wire(answer)
 
     async def label(self, snapshot: Snapshot) -> None:
-        """Tells the host a snapshot's kind, tag and message."""
+        """Tells the host a snapshot's kind, tag, message and tenant."""
         request = pb.HostLabelSnapshotRequest(
             snapshot=snapshot.id,
             kind=convert.kind_to_wire(snapshot.kind),
             tag=snapshot.tag,
             message=snapshot.message,
+            tenant=snapshot.tenant,
         )
         with host_errors():
             await self.stub.LabelSnapshot(request, timeout=QUICK_S)
@@ -276,4 +280,7 @@ class Host:
 
 
 def _new_children(children: Sequence[Machine]) -> list[pb.NewChild]:
-    return [pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config)) for child in children]
+    return [
+        pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config), tenant=child.tenant)
+        for child in children
+    ]

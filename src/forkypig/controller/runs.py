@@ -15,12 +15,15 @@ from forkypig.controller.desk import Desk, find_snapshot
 from forkypig.controller.forks import ground_of
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.principal import principal
+from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.templates import Templates
 from forkypig.core.config import bare, changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.core.names import pleasant_name
+from forkypig.core.quotas import of_machines
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, NotFound
@@ -128,7 +131,7 @@ class Runs:
         """Early, before an image is built for it; what counts is `_reserve`."""
         if name:
             async with self._desk.store.read() as tx:
-                if await machines.by_name(tx, name) is not None:
+                if await machines.by_name(tx, principal().tenant, name) is not None:
                     raise AlreadyExists("machine", name)
 
     async def _reserve(
@@ -141,7 +144,8 @@ class Runs:
     async def _new_machine(
         self, tx: AsyncConnection, name: str, image: ImageId, image_name: str, shape: Shape
     ) -> Machine:
-        taken = await machines.names(tx)
+        tenant = principal().tenant
+        taken = await machines.names(tx, tenant)
         if name in taken:
             raise AlreadyExists("machine", name)
         return Machine(
@@ -152,9 +156,11 @@ class Runs:
             image_name=image_name,
             shape=shape,
             created_us=now_us(),
+            tenant=tenant,
         )
 
     async def _write_down(self, tx: AsyncConnection, flight: Flight, machine: Machine) -> Intent:
+        await admit(tx, of_machines(machine.shape, 1))
         await machines.add(tx, [machine])
         intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
         await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {machine.image_name or machine.image}")

@@ -21,6 +21,7 @@ from forkypig.hostd.host import Host
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images import debian
 from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.ids import check_id
 from forkypig.v1 import common_pb2 as pb
 from forkypig.v1 import host_pb2 as host_pb
@@ -105,6 +106,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
             ImageId(check_id(request.image)),
             convert.shape_from_wire(request.shape),
             config_from_wire(request.config),
+            request.tenant or DEFAULT_TENANT,
         )
         return convert.machine_to_wire(await self._to_the_end(f"boot-{machine}", work))
 
@@ -112,7 +114,11 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def MakeTemplate(self, request: host_pb.MakeTemplateRequest, context: _Context) -> pb.Snapshot:
         snapshot = SnapshotId(check_id(request.snapshot))
         work = boot.make_template(
-            self._host, snapshot, ImageId(check_id(request.image)), convert.shape_from_wire(request.shape)
+            self._host,
+            snapshot,
+            ImageId(check_id(request.image)),
+            convert.shape_from_wire(request.shape),
+            request.tenant or DEFAULT_TENANT,
         )
         return convert.snapshot_to_wire(await self._to_the_end(f"template-{snapshot}", work))
 
@@ -249,7 +255,8 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def LabelSnapshot(self, request: host_pb.HostLabelSnapshotRequest, context: _Context) -> pb.Snapshot:
         record = self._host.snapshot(check_id(request.snapshot))
         kind = convert.kind_from_wire(request.kind)
-        labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message)
+        tenant = request.tenant or DEFAULT_TENANT
+        labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message, tenant=tenant)
         self._host.save_snapshot(replace(record, snapshot=labelled))
         return convert.snapshot_to_wire(labelled)
 
@@ -329,7 +336,12 @@ def _own_disk_bytes(record: SnapshotRecord) -> int:
 
 def _children(messages: Iterable[host_pb.NewChild]) -> list[NewChild]:
     found = [
-        NewChild(MachineId(check_id(m.machine)), check_name("machine", m.name), config_from_wire(m.config))
+        NewChild(
+            MachineId(check_id(m.machine)),
+            check_name("machine", m.name),
+            config_from_wire(m.config),
+            m.tenant or DEFAULT_TENANT,
+        )
         for m in messages
     ]
     if len({child.id for child in found}) != len(found):

@@ -109,9 +109,11 @@ class BootMachineRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     name: _builtins.str
     image: _builtins.str
+    tenant: _builtins.str
     @_builtins.property
     def shape(self) -> _common_pb2.Shape: ...
     @_builtins.property
@@ -124,10 +126,11 @@ class BootMachineRequest(_message.Message):
         image: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
         config: _common_pb2.MachineConfig | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "image", b"image", "machine", b"machine", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "image", b"image", "machine", b"machine", "name", b"name", "shape", b"shape", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -140,8 +143,10 @@ class MakeTemplateRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     image: _builtins.str
+    tenant: _builtins.str
     @_builtins.property
     def shape(self) -> _common_pb2.Shape: ...
     def __init__(
@@ -150,10 +155,11 @@ class MakeTemplateRequest(_message.Message):
         snapshot: _builtins.str = ...,
         image: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "shape", b"shape", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "shape", b"shape", "snapshot", b"snapshot", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,9 +212,11 @@ class NewChild(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     """the id it will have"""
     name: _builtins.str
+    tenant: _builtins.str
     @_builtins.property
     def config(self) -> _common_pb2.MachineConfig: ...
     def __init__(
@@ -217,10 +225,11 @@ class NewChild(_message.Message):
         machine: _builtins.str = ...,
         name: _builtins.str = ...,
         config: _common_pb2.MachineConfig | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "machine", b"machine", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "machine", b"machine", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,10 +383,12 @@ class HostLabelSnapshotRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     kind: _common_pb2.SnapshotKind.ValueType
     tag: _builtins.str
     message: _builtins.str
+    tenant: _builtins.str
     def __init__(
         self,
         *,
@@ -385,10 +396,11 @@ class HostLabelSnapshotRequest(_message.Message):
         kind: _common_pb2.SnapshotKind.ValueType = ...,
         tag: _builtins.str = ...,
         message: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "snapshot", b"snapshot", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

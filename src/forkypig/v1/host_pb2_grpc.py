@@ -295,7 +295,7 @@ class HostServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LabelSnapshot(self, request, context):
-        """Its kind, tag and message are others now.
+        """Its kind, tag, message and tenant are others now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,7 +59,7 @@ class HostStub:
     ReadConsole: _grpc.UnaryStreamMultiCallable[_host_pb2.HostReadConsoleRequest, _host_pb2.HostConsoleChunk]
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListSnapshotsResponse]
     LabelSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]
-    """Its kind, tag and message are others now."""
+    """Its kind, tag, message and tenant are others now."""
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]
     PackSnapshot: _grpc.UnaryStreamMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Progress]
     DiffMemory: _grpc.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]
@@ -100,7 +100,7 @@ class HostAsyncStub(HostStub):
     ReadConsole: _aio.UnaryStreamMultiCallable[_host_pb2.HostReadConsoleRequest, _host_pb2.HostConsoleChunk]  # type: ignore[assignment]
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListSnapshotsResponse]  # type: ignore[assignment]
     LabelSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
-    """Its kind, tag and message are others now."""
+    """Its kind, tag, message and tenant are others now."""
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]  # type: ignore[assignment]
     PackSnapshot: _aio.UnaryStreamMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Progress]  # type: ignore[assignment]
     DiffMemory: _aio.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]  # type: ignore[assignment]
@@ -252,7 +252,7 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.HostLabelSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Snapshot, _abc.Awaitable[_common_pb2.Snapshot]]:
-        """Its kind, tag and message are others now."""
+        """Its kind, tag, message and tenant are others now."""
 
     @_abc_1.abstractmethod
     def RemoveSnapshot(

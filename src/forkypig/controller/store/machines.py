@@ -31,6 +31,7 @@ def _values(machine: Machine) -> dict[str, Any]:
         "accelerator": machine.accelerator,
         "accelerator_reason": machine.accelerator_reason,
         "created_us": machine.created_us,
+        "tenant": machine.tenant,
         "config": _config.dump_json(machine.config).decode(),
     }
 
@@ -52,6 +53,7 @@ def _machine(row: Any) -> Machine:
         accelerator_reason=row.accelerator_reason,
         created_us=row.created_us,
         config=_config.validate_json(row.config),
+        tenant=row.tenant,
     )
 
 
@@ -61,24 +63,34 @@ async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     return _machine(row) if row else None
 
 
-async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
-    row = (await connection.execute(select(table).where(table.c.name == name))).first()
+async def by_name(connection: AsyncConnection, tenant: str, name: str) -> Machine | None:
+    found = await connection.execute(select(table).where(table.c.tenant == tenant, table.c.name == name))
+    row = found.first()
     return _machine(row) if row else None
 
 
 async def every(connection: AsyncConnection) -> list[Machine]:
-    """All of them, oldest first."""
+    """All of them, of all tenants, oldest first."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
     return [_machine(row) for row in rows]
 
 
-async def names(connection: AsyncConnection) -> set[str]:
-    """Every name that is taken."""
-    return set((await connection.execute(select(table.c.name))).scalars())
+async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Machine]:
+    """A tenant's, oldest first."""
+    rows = await connection.execute(
+        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    )
+    return [_machine(row) for row in rows]
 
 
-async def count(connection: AsyncConnection) -> int:
-    return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+async def names(connection: AsyncConnection, tenant: str) -> set[str]:
+    """Every name that is taken in a tenant."""
+    return set((await connection.execute(select(table.c.name).where(table.c.tenant == tenant))).scalars())
+
+
+async def count(connection: AsyncConnection, tenant: str) -> int:
+    found = await connection.execute(select(func.count()).select_from(table).where(table.c.tenant == tenant))
+    return int(found.scalar_one())
 
 
 async def add(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
