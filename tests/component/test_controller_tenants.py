@@ -154,9 +154,8 @@ async def test_the_host_knows_whose_a_machine_is(red: Client, host: FakeHost) ->
     await red.run("web")
     await red.fork("web")
     await red.run("cold", cold_boot=True)
-    new = [
-        child.tenant for method in ("ForkSnapshot", "ForkMachine") for r in host.calls[method] for child in r.children
-    ]
+    forks = [*host.calls["ForkSnapshot"], *host.calls["ForkMachine"]]
+    new = [child.tenant for request in forks for child in request.children]
     assert new == ["red", "red"]
     assert host.calls["BootMachine"][0].tenant == "red"
     assert host.calls["MakeTemplate"][0].tenant == "default"
@@ -178,7 +177,7 @@ async def test_a_shared_snapshot_can_be_used_and_nothing_else(red: Client, blue:
     base = await keep(red, "web", "base")
     good = await keep(red, "web", "good")
     assert list((await share(red, "good", "blue")).shared_with) == ["blue"]
-    assert not await client.in_tenant("default").snapshots() or good.id not in await client.snapshots()
+    assert good.id not in await client.snapshots()
 
     seen = (await blue.snapshots())[good.id]
     assert (seen.tenant, seen.tag, seen.machine, seen.parent, list(seen.shared_with)) == ("red", "good", "", "", [])
@@ -211,7 +210,7 @@ async def test_a_shared_snapshot_can_be_used_and_nothing_else(red: Client, blue:
     # What stands on it goes on, and what is made of that is blue's.
     own = await keep(blue, "mine", "own")
     assert own.tenant == "blue"
-    assert (await blue.snapshots())["" or own.id].parent == ""
+    assert (await blue.snapshots())[own.id].parent == ""
     assert isinstance(await failure(blue.fork(base.id)), errors.NotFound)
 
 
@@ -312,17 +311,16 @@ def _old(settings: Settings) -> None:
             connection.execute(text(snapshot), row)
         connection.execute(
             text(
-                "INSERT INTO machines (id, name, state, image, image_name, cpus, memory_mib, disk_mib, snapshot, failure, "
-                "accelerator, accelerator_reason, created_us) VALUES ('m-000000000001', 'web', 'running', "
+                "INSERT INTO machines (id, name, state, image, image_name, cpus, memory_mib, disk_mib, snapshot, "
+                "failure, accelerator, accelerator_reason, created_us) VALUES ('m-000000000001', 'web', 'running', "
                 "'i-0123456789ab', 'debian-12', 1, 512, 4096, 's-000000000002', '', 'tcg', '', 1)"
             )
         )
         connection.execute(text("INSERT INTO templates VALUES ('i-0123456789ab', 1, 512, 4096, 's-000000000001')"))
-        connection.execute(
-            text(
-                "INSERT INTO events (time_us, kind, subject, detail) VALUES (1, 'machine.running', 'm-000000000001', '')"
-            )
+        event = (
+            "INSERT INTO events (time_us, kind, subject, detail) VALUES (1, 'machine.running', 'm-000000000001', '')"
         )
+        connection.execute(text(event))
     engine.dispose()
 
 
