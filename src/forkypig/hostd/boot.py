@@ -120,6 +120,7 @@ async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
             undo.push_async_callback(host.network.release, shell.slot)
         elif was is not None:
             was.switch(parts.process_id)
+        await host.network.join(shell.slot, live.tenant)
         if was is None:  # else it is as it was before the stop
             await host.network.configure(shell.slot, shell.process, None, machine.config)
         await host.limit(live, shell.process)

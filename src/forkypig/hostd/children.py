@@ -121,6 +121,7 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
                 shell_ms=_ms(started, time.perf_counter()),
             )
             faults.reach("child-network")
+            await host.network.join(shell.slot, live.tenant)
             await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
             joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})

@@ -275,10 +275,11 @@ class Host:
 
     # -- what the name server asks -------------------------------------------------------------------------------
 
-    def address_of(self, name: str) -> IPv4Address | None:
-        """Where the machine of this name is reached."""
+    def address_of(self, name: str, asker: IPv4Address) -> IPv4Address | None:
+        """Where the machine of this name is reached, among those of the tenant that the asking machine is of."""
+        asking = self._at(asker)
         for live in self.machines.values():
-            if live.name == name and live.slot is not None:
+            if live.name == name and live.slot is not None and asking is not None and live.tenant == asking.tenant:
                 return live.slot.address
         return None
 
@@ -288,10 +289,10 @@ class Host:
                 return live
         return None
 
-    def name_of(self, address: IPv4Address) -> str | None:
-        """The name of the machine at this address."""
-        live = self._at(address)
-        return live.name if live is not None else None
+    def name_of(self, address: IPv4Address, asker: IPv4Address) -> str | None:
+        """The name of the machine at this address, if it is of the asking machine's tenant."""
+        live, asking = self._at(address), self._at(asker)
+        return live.name if live is not None and asking is not None and live.tenant == asking.tenant else None
 
     def policy_of(self, address: IPv4Address) -> NetworkPolicy | None:
         """What the machine at this address may do."""
