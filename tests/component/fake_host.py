@@ -45,6 +45,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         self.stalls: dict[str, Stall] = {}
         self.qemu_build, self.accelerator, self.memory_total_mib = "qemu 7.2 build 1", "tcg", 16_384
         self.exec_ended = asyncio.Event()
+        self.pressure = pb.HostPressure(memory_total_mib=16_384, memory_available_mib=12_000)
         self.chunks_taken = 0
         self._watchers: set[asyncio.Queue[common.Machine]] = set()
         self._server: grpc.aio.Server | None = None
@@ -129,6 +130,12 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             qemu_build=self.qemu_build,
             memory_total_mib=self.memory_total_mib,
         )
+
+    async def GetPressure(self, request: common.Empty, context: Any) -> pb.HostPressure:
+        return await self._answer("GetPressure", request, context)
+
+    async def _do_GetPressure(self, _request: Any) -> pb.HostPressure:
+        return self.pressure
 
     async def _answer(self, method: str, request: Any, context: Any) -> Any:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
 from forkypig.controller.calls import Calls
 from forkypig.controller.changes import Changes
@@ -54,7 +55,9 @@ class App:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
+        agent_pb2_grpc.add_AgentServicer_to_server(
+            AgentServicer(self.desk.store, self.desk.host, self.desk.admission), server
+        )
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
         tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
@@ -69,7 +72,8 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
         async with asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
             reconciler = Reconciler(store, host, journal)
-            desk = Desk(store, host, journal, reconciler)
+            admission = Admission(settings, store, host)
+            desk = Desk(store, host, journal, reconciler, admission)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks = Forks(desk)
@@ -84,6 +88,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
+            tasks.create_task(admission.run(operations.changes.put_to_sleep))
             yield App(desk, operations, asyncio.Event())
             raise _Ended
     except* _Ended:

@@ -71,7 +71,7 @@ class Changes:
         """Its memory goes to a snapshot, and no QEMU is left. To be carried by the journal."""
         host, snapshot = self._desk.host, new_snapshot_id()
 
-        async def put_to_sleep(found: MachineId) -> Machine:
+        async def freeze(found: MachineId) -> Machine:
             async for update in host.hibernate(found, snapshot):
                 if isinstance(update, Machine):
                     await self._record_snapshot(snapshot)
@@ -79,7 +79,11 @@ class Changes:
                 show(update)
             raise InternalError(f"the hibernation of {found} ended without a machine: hostd's log says more")
 
-        return await self._change(machine, Action.HIBERNATE, put_to_sleep, makes=snapshot)
+        return await self._change(machine, Action.HIBERNATE, freeze, makes=snapshot)
+
+    async def put_to_sleep(self, machine: MachineId) -> None:
+        """Hibernates a machine without anybody to tell; for the system, acting in the machine's tenant."""
+        await self._desk.journal.carry(self.hibernate(machine, lambda _: None))
 
     async def _record_snapshot(self, snapshot: SnapshotId) -> None:
         """The one that a hibernation made; none, if the machine was hibernated before."""
@@ -111,11 +115,14 @@ class Changes:
         async with desk.store.read() as tx:
             check_allowed(await find_machine(tx, text), action)
         await desk.reconciler.ensure_reachable()
+        if action in STARTING:
+            await desk.admission.refresh()
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, action)
                 if action in STARTING and machine.qemu_pid is None:
+                    desk.admission.admit(machine.shape, 1, boots=action is Action.START)
                     await admit(tx, of_start(machine.shape))
                 if needs is not None and await snapshots.get(tx, needs) is None:
                     raise NotFound("snapshot", needs, "it was removed just now; see forky snapshots")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.admission import Admission
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Flight, Journal
 from forkypig.controller.principal import principal
@@ -34,6 +35,7 @@ class Desk:
     host: Host
     journal: Journal
     reconciler: Reconciler
+    admission: Admission
 
     async def undo(self, flight: Flight, error: ForkyError) -> None:
         """Marks what is in `flight` as failed and has the reconciler find out what is there and remove it.

@@ -108,6 +108,7 @@ class Forks:
             check_name("machine", prefix)
         desk = self._desk
         await desk.reconciler.ensure_reachable()
+        await desk.admission.refresh()
         with desk.journal.flight() as flight:
             asked = await self._reserve(flight, source, count, prefix, change)
             try:
@@ -130,6 +131,7 @@ class Forks:
             ground = await ground_of(tx, source)
             config = of_child(ground.config, change, count, source.shape, source.accelerator)
             await admit(tx, of_machines(source.shape, count, forks=1))
+            self._desk.admission.admit(source.shape, count)
             names = child_names(prefix or ground.stem, count, await machines.names(tx, tenant))
             children = tuple(
                 Machine(

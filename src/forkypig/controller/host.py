@@ -101,6 +101,11 @@ class Host:
         with host_errors():
             return await self.stub.GetHostStatus(common.Empty(), timeout=timeout_s)
 
+    async def pressure(self, timeout_s: float) -> pb.HostPressure:
+        """How little memory there is, and how much machines do."""
+        with host_errors():
+            return await self.stub.GetPressure(common.Empty(), timeout=timeout_s)
+
     async def doctor(self) -> Sequence[common.Check]:
         with host_errors():
             return list((await self.stub.Doctor(common.Empty(), timeout=DOCTOR_S)).checks)

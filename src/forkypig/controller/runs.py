@@ -80,8 +80,9 @@ class Runs:
         check_shape(shape, status.memory_total_mib)
         image = await caller.wait_for(self._images.find_or_build(request.image, show))
         check_disk_holds(shape, image)
+        await self._desk.admission.refresh()
         with self._desk.journal.flight() as flight:
-            machine, intent = await self._reserve(flight, request.name, image, shape, config)
+            machine, intent = await self._reserve(flight, request, image, shape, config)
             try:
                 machine = await self._start(machine, image, status, request.cold_boot, show, caller)
                 caller.check()
@@ -103,6 +104,7 @@ class Runs:
                 "leave out what says otherwise"
             )
         await desk.reconciler.ensure_reachable()
+        await desk.admission.refresh()
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
                 snapshot = await find_snapshot(tx, request.snapshot)
@@ -135,11 +137,11 @@ class Runs:
                     raise AlreadyExists("machine", name)
 
     async def _reserve(
-        self, flight: Flight, name: str, image: Image, shape: Shape, config: MachineConfig
+        self, flight: Flight, request: RunRequest, image: Image, shape: Shape, config: MachineConfig
     ) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
-            machine = replace(await self._new_machine(tx, name, image.id, image.name, shape), config=config)
-            return machine, await self._write_down(tx, flight, machine)
+            machine = replace(await self._new_machine(tx, request.name, image.id, image.name, shape), config=config)
+            return machine, await self._write_down(tx, flight, machine, boots=request.cold_boot)
 
     async def _new_machine(
         self, tx: AsyncConnection, name: str, image: ImageId, image_name: str, shape: Shape
@@ -159,8 +161,11 @@ class Runs:
             tenant=tenant,
         )
 
-    async def _write_down(self, tx: AsyncConnection, flight: Flight, machine: Machine) -> Intent:
+    async def _write_down(
+        self, tx: AsyncConnection, flight: Flight, machine: Machine, *, boots: bool = False
+    ) -> Intent:
         await admit(tx, of_machines(machine.shape, 1))
+        self._desk.admission.admit(machine.shape, 1, boots=boots)
         await machines.add(tx, [machine])
         intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
         await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {machine.image_name or machine.image}")

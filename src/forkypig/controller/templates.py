@@ -52,6 +52,8 @@ class Templates:
     async def _make(self, image: Image, shape: Shape) -> Snapshot:
         desk = self._desk
         snapshot_id = new_snapshot_id()
+        await desk.admission.refresh()
+        desk.admission.admit(shape, 1, boots=True)
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
                 tenant = await self._owner(tx, image)

@@ -14,7 +14,19 @@ import structlog
 
 from forkypig.daemon.server import daemon_message
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
-from forkypig.hostd import boot, children, comparison, doctor, fork, hibernation, lifecycle, packing, restore, shutdown
+from forkypig.hostd import (
+    boot,
+    children,
+    comparison,
+    doctor,
+    fork,
+    hibernation,
+    lifecycle,
+    packing,
+    pressure,
+    restore,
+    shutdown,
+)
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.host import Host
@@ -76,6 +88,19 @@ class HostServicer(host_pb2_grpc.HostServicer):
         status.memory_available_mib = resources.memory_available_mib
         status.disk_available_mib = resources.disk_available_mib
         return status
+
+    @answered
+    async def GetPressure(self, request: pb.Empty, context: _Context) -> host_pb.HostPressure:
+        pids = {live.id: live.process.pid for live in self._host.machines.values() if live.process is not None}
+        now = await asyncio.to_thread(pressure.measure)
+        used = await asyncio.to_thread(pressure.cpu_seconds, pids)
+        return host_pb.HostPressure(
+            memory_total_mib=now.total_mib,
+            memory_available_mib=now.available_mib,
+            some_percent=now.some_percent,
+            full_percent=now.full_percent,
+            machines=[host_pb.MachineActivity(machine=machine, cpu_s=cpu_s) for machine, cpu_s in used.items()],
+        )
 
     @answered
     async def Doctor(self, request: pb.Empty, context: _Context) -> host_pb.HostDoctorResponse:

@@ -81,6 +81,64 @@ class HostStatus(_message.Message):
 Global___HostStatus: _TypeAlias = HostStatus  # noqa: Y015
 
 @_typing.final
+class HostPressure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_TOTAL_MIB_FIELD_NUMBER: _builtins.int
+    MEMORY_AVAILABLE_MIB_FIELD_NUMBER: _builtins.int
+    SOME_PERCENT_FIELD_NUMBER: _builtins.int
+    FULL_PERCENT_FIELD_NUMBER: _builtins.int
+    MACHINES_FIELD_NUMBER: _builtins.int
+    memory_total_mib: _builtins.int
+    memory_available_mib: _builtins.int
+    """measured; 0: not known"""
+    some_percent: _builtins.float
+    """of the last 10 s, in which something waited for memory (PSI)"""
+    full_percent: _builtins.float
+    """in which everything did"""
+    @_builtins.property
+    def machines(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineActivity]: ...
+    def __init__(
+        self,
+        *,
+        memory_total_mib: _builtins.int = ...,
+        memory_available_mib: _builtins.int = ...,
+        some_percent: _builtins.float = ...,
+        full_percent: _builtins.float = ...,
+        machines: _abc.Iterable[Global___MachineActivity] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_percent", b"full_percent", "machines", b"machines", "memory_available_mib", b"memory_available_mib", "memory_total_mib", b"memory_total_mib", "some_percent", b"some_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostPressure: _TypeAlias = HostPressure  # noqa: Y015
+
+@_typing.final
+class MachineActivity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CPU_S_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    cpu_s: _builtins.float
+    """that its QEMU has used"""
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        cpu_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_s", b"cpu_s", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineActivity: _TypeAlias = MachineActivity  # noqa: Y015
+
+@_typing.final
 class HostDoctorResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

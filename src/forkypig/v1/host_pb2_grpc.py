@@ -45,6 +45,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_host__pb2.HostDoctorResponse.FromString,
                 _registered_method=True)
+        self.GetPressure = channel.unary_unary(
+                '/forkypig.v1.Host/GetPressure',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_host__pb2.HostPressure.FromString,
+                _registered_method=True)
         self.BootMachine = channel.unary_unary(
                 '/forkypig.v1.Host/BootMachine',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.BootMachineRequest.SerializeToString,
@@ -188,6 +193,13 @@ class HostServicer:
 
     def Doctor(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPressure(self, request, context):
+        """How little memory there is, and how much machines do: cheap, to be asked every few seconds.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -369,6 +381,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.Doctor,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_host__pb2.HostDoctorResponse.SerializeToString,
+            ),
+            'GetPressure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPressure,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=forkypig_dot_v1_dot_host__pb2.HostPressure.SerializeToString,
             ),
             'BootMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.BootMachine,
@@ -555,6 +572,33 @@ class Host:
             '/forkypig.v1.Host/Doctor',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_host__pb2.HostDoctorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPressure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/GetPressure',
+            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_host__pb2.HostPressure.FromString,
             options,
             channel_credentials,
             insecure,

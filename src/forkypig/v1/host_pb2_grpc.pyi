@@ -36,6 +36,8 @@ class HostStub:
     def __new__(cls, channel: _aio.Channel) -> HostAsyncStub: ...
     GetHostStatus: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostStatus]
     Doctor: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostDoctorResponse]
+    GetPressure: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostPressure]
+    """How little memory there is, and how much machines do: cheap, to be asked every few seconds."""
     BootMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.BootMachineRequest, _common_pb2.Machine]
     """Boots a machine from an image, and answers when its agent does."""
     MakeTemplate: _grpc.UnaryUnaryMultiCallable[_host_pb2.MakeTemplateRequest, _common_pb2.Snapshot]
@@ -77,6 +79,8 @@ class HostAsyncStub(HostStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetHostStatus: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostStatus]  # type: ignore[assignment]
     Doctor: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostDoctorResponse]  # type: ignore[assignment]
+    GetPressure: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostPressure]  # type: ignore[assignment]
+    """How little memory there is, and how much machines do: cheap, to be asked every few seconds."""
     BootMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.BootMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     """Boots a machine from an image, and answers when its agent does."""
     MakeTemplate: _aio.UnaryUnaryMultiCallable[_host_pb2.MakeTemplateRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
@@ -127,6 +131,14 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _common_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.HostDoctorResponse, _abc.Awaitable[_host_pb2.HostDoctorResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPressure(
+        self,
+        request: _common_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.HostPressure, _abc.Awaitable[_host_pb2.HostPressure]]:
+        """How little memory there is, and how much machines do: cheap, to be asked every few seconds."""
 
     @_abc_1.abstractmethod
     def BootMachine(
