@@ -31,7 +31,7 @@ from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
 from forkypig.sdk.store import CheckedStore, Collected, Exported, RemoteSnapshot, Transferred
-from forkypig.sdk.tenants import TenantInfo
+from forkypig.sdk.tenants import Ksm, TenantInfo
 from forkypig.sdk.transfer import Copied, OnBytes
 
 _T = TypeVar("_T")
@@ -494,6 +494,12 @@ class Forky:
 
     def remove_tenant(self, name: str) -> None:
         self._open.run(self._inner.remove_tenant(name))
+
+    def ksm(self) -> Ksm:
+        return self._open.run(self._inner.ksm())
+
+    def set_ksm(self, *, on: bool, across_tenants: bool = False) -> Ksm:
+        return self._open.run(self._inner.set_ksm(on=on, across_tenants=across_tenants))
 
     def share(self, snapshot: str, tenant: str = EVERY_TENANT) -> model.Snapshot:
         return self._open.run(self._inner.share(snapshot, tenant))

@@ -45,6 +45,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         self.stalls: dict[str, Stall] = {}
         self.qemu_build, self.accelerator, self.memory_total_mib = "qemu 7.2 build 1", "tcg", 16_384
         self.exec_ended = asyncio.Event()
+        self.ksm = common.KsmStatus()
         self.pressure = pb.HostPressure(memory_total_mib=16_384, memory_available_mib=12_000)
         self.chunks_taken = 0
         self._watchers: set[asyncio.Queue[common.Machine]] = set()
@@ -130,6 +131,19 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             qemu_build=self.qemu_build,
             memory_total_mib=self.memory_total_mib,
         )
+
+    async def GetKsm(self, request: common.Empty, context: Any) -> common.KsmStatus:
+        return await self._answer("GetKsm", request, context)
+
+    async def _do_GetKsm(self, _request: Any) -> common.KsmStatus:
+        return self.ksm
+
+    async def SetKsm(self, request: pb.HostSetKsmRequest, context: Any) -> common.KsmStatus:
+        return await self._answer("SetKsm", request, context)
+
+    async def _do_SetKsm(self, request: pb.HostSetKsmRequest) -> common.KsmStatus:
+        self.ksm = common.KsmStatus(running=bool(request.tenants), tenants=request.tenants)
+        return self.ksm
 
     async def GetPressure(self, request: common.Empty, context: Any) -> pb.HostPressure:
         return await self._answer("GetPressure", request, context)

@@ -384,3 +384,17 @@ async def test_idle_machines_hibernate_when_memory_is_short(settings: Settings, 
         assert (await red.machines())["busy"].state == RUNNING
         assert (await client.machines())["web"].state == RUNNING  # of which nothing is known
         assert "machine.hibernated" in await red.events()
+
+
+async def test_ksm_is_for_one_tenant_unless_said(client: Client, red: Client, blue: Client, host: FakeHost) -> None:
+    on, off = tenants_pb.SetKsmRequest(on=True), tenants_pb.SetKsmRequest(on=False)
+    assert list((await ask(red, "SetKsm", on)).tenants) == ["red"]
+    refused = await failure(ask(blue, "SetKsm", on))
+    assert isinstance(refused, errors.NotPossibleNow)
+    assert "CVE-2015-2877" in str(refused)
+    both = await ask(blue, "SetKsm", tenants_pb.SetKsmRequest(on=True, across_tenants=True))
+    assert list(both.tenants) == ["blue", "red"]
+    assert list((await ask(red, "SetKsm", off)).tenants) == ["blue"]
+    host.fail("SetKsm", errors.NotPossibleNow("no KSM here"))
+    assert "no KSM here" in str(await failure(ask(blue, "SetKsm", off)))
+    assert (await ask(blue, "GetTenant", tenants_pb.TenantRequest())).ksm

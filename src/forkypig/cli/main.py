@@ -16,6 +16,7 @@ from forkypig.cli import (
     forks,
     history,
     images,
+    ksm,
     machines,
     runtime,
     store,
@@ -35,6 +36,7 @@ app = typer.Typer(
 for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons, tenants):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
+app.add_typer(ksm.app, name="ksm")
 app.add_typer(store.keys, name="key")
 app.add_typer(tenants.tenants, name="tenant")
 

@@ -106,6 +106,15 @@ class Host:
         with host_errors():
             return await self.stub.GetPressure(common.Empty(), timeout=timeout_s)
 
+    async def ksm(self) -> common.KsmStatus:
+        with host_errors():
+            return await self.stub.GetKsm(common.Empty(), timeout=QUICK_S)
+
+    async def set_ksm(self, tenants: Sequence[str]) -> common.KsmStatus:
+        """KSM is for these tenants' machines, and no others."""
+        with host_errors():
+            return await self.stub.SetKsm(pb.HostSetKsmRequest(tenants=tenants), timeout=CHANGE_S)
+
     async def doctor(self) -> Sequence[common.Check]:
         with host_errors():
             return list((await self.stub.Doctor(common.Empty(), timeout=DOCTOR_S)).checks)

@@ -12,10 +12,11 @@ from forkypig.controller.quotas import used_by
 from forkypig.controller.store import events, snapshots
 from forkypig.controller.store import tenants as rows
 from forkypig.daemon.server import now_us
-from forkypig.errors import AlreadyExists, InvalidRequest, NotFound, NotPossibleNow
+from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, NotFound, NotPossibleNow
 from forkypig.model import Snapshot, SnapshotKind, check_name
 from forkypig.model.access import DEFAULT_TENANT, EVERY_TENANT
 from forkypig.model.tenants import Quota, Tenant, Usage
+from forkypig.v1 import common_pb2 as common
 
 _MOST = 2**31 - 1  # of what the database's columns hold
 
@@ -71,6 +72,8 @@ class Tenants:
         require_operator("remove tenants")
         async with self._desk.store.write() as tx:
             tenant = await _find(tx, name)
+            if tenant.ksm:
+                raise NotPossibleNow(f"KSM is on for tenant «{name}»: forky --tenant {name} ksm off first")
             if tenant.name == DEFAULT_TENANT:
                 raise NotPossibleNow(f"tenant «{DEFAULT_TENANT}» stays: who names no tenant is in it")
             things = await rows.things(tx, name)
@@ -79,6 +82,36 @@ class Tenants:
                     f"tenant «{name}» has {', '.join(left)}: remove them first (forky --tenant {name} rm --all)"
                 )
             await rows.delete_one(tx, name)
+
+    # -- KSM ---------------------------------------------------------------------------------------------------------
+
+    async def ksm(self) -> common.KsmStatus:
+        """What it saves. Raises PermissionDenied: the figures are the whole host's."""
+        require_operator("look at KSM")
+        return await self._desk.host.ksm()
+
+    async def set_ksm(self, *, on: bool, across_tenants: bool) -> common.KsmStatus:
+        """For the tenant that is acted in. Raises NotPossibleNow where pages would be merged with another tenant's,
+        unless `across_tenants`; PermissionDenied."""
+        require_operator("turn KSM on and off")
+        await self._desk.reconciler.ensure_reachable()
+        async with self._desk.store.write() as tx:
+            tenant = await _find(tx, principal().tenant)
+            wanted = {each.name for each in await rows.every(tx) if each.ksm} - {tenant.name}
+            if on and wanted and not across_tenants:
+                raise NotPossibleNow(
+                    f"KSM is on for tenant «{min(wanted)}», and the kernel would merge their pages with those of "
+                    f"«{tenant.name}»: each could then find out by timing what the other has in memory "
+                    "(CVE-2015-2877); turn it off there first, or accept that with --across-tenants"
+                )
+            before = tenant
+            await rows.save(tx, replace(tenant, ksm=on))
+        try:
+            return await self._desk.host.set_ksm(sorted(wanted | {tenant.name} if on else wanted))
+        except ForkyError:
+            async with self._desk.store.write() as tx:
+                await rows.save(tx, replace(await _find(tx, tenant.name), ksm=before.ksm))
+            raise
 
     # -- sharing -------------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,14 @@ class TenantsServicer(tenants_pb2_grpc.TenantsServicer):
         return tenant_to_wire(*await self._tenants.get(request.tenant))
 
     @answered
+    async def GetKsm(self, request: common.Empty, context: _Context) -> common.KsmStatus:
+        return await self._tenants.ksm()
+
+    @answered
+    async def SetKsm(self, request: pb.SetKsmRequest, context: _Context) -> common.KsmStatus:
+        return await self._tenants.set_ksm(on=request.on, across_tenants=request.across_tenants)
+
+    @answered
     async def ShareSnapshot(self, request: pb.ShareRequest, context: _Context) -> common.Snapshot:
         return convert.snapshot_to_wire(await self._tenants.share(request.snapshot, request.tenant))
 

@@ -22,6 +22,7 @@ from forkypig.hostd import full_disk
 from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.folding import Folding
+from forkypig.hostd.ksm import Ksm
 from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.needs import Here, check_loadable
 from forkypig.hostd.network import HostNetwork, give_up, instance_of
@@ -70,6 +71,7 @@ class Host:
         self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
         self.packing_turn = asyncio.Lock()
         self.folding = Folding(self)
+        self.ksm = Ksm(settings.home / "ksm.json")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._operations: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[Machine]] = set()
@@ -206,6 +208,8 @@ class Host:
         self.spawn(full_disk.watch(self, live, process), f"full-disk-{live.id}")
         if process.ended.is_set():
             process.on_end()
+        if self.ksm.is_on(live.tenant):
+            self.spawn(self.ksm.apply(live), f"ksm-{live.id}")
         if not self.folding.is_straight(live):  # it was started before what it stands on was packed
             self.folding.soon()
 

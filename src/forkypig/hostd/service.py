@@ -102,6 +102,27 @@ class HostServicer(host_pb2_grpc.HostServicer):
             machines=[host_pb.MachineActivity(machine=machine, cpu_s=cpu_s) for machine, cpu_s in used.items()],
         )
 
+    def _ksm(self) -> pb.KsmStatus:
+        pids = [live.process.pid for live in self._host.machines.values() if live.process is not None]
+        saving = self._host.ksm.saving(pids)
+        return pb.KsmStatus(
+            running=saving.running,
+            tenants=saving.tenants,
+            merged_bytes=saving.merged_bytes,
+            profit_bytes=saving.profit_bytes,
+            full_scans=saving.full_scans,
+        )
+
+    @answered
+    async def GetKsm(self, request: pb.Empty, context: _Context) -> pb.KsmStatus:
+        return await asyncio.to_thread(self._ksm)
+
+    @answered
+    async def SetKsm(self, request: host_pb.HostSetKsmRequest, context: _Context) -> pb.KsmStatus:
+        work = self._host.ksm.set(list(request.tenants), self._host.machines.values())
+        await self._to_the_end("ksm", work)
+        return await asyncio.to_thread(self._ksm)
+
     @answered
     async def Doctor(self, request: pb.Empty, context: _Context) -> host_pb.HostDoctorResponse:
         checks = await doctor.checks(self._host.settings, self._host.build_if_any, self._host.accelerator_if_any)

@@ -30,6 +30,17 @@ class TenantInfo:
     used: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Ksm:
+    """Kernel samepage merging, as it is on the host."""
+
+    running: bool
+    tenants: tuple[str, ...]  # whose machines it is for
+    merged_bytes: int  # of our machines' memory, in pages that others have too
+    profit_bytes: int  # of the whole host, less what KSM takes itself; can be negative
+    full_scans: int
+
+
 class Tenancy:
     """The part of `Forky` that is about tenants."""
 
@@ -73,6 +84,19 @@ class Tenancy:
         with calls(self.socket):
             await self._tenants.RemoveTenant(pb.TenantRequest(tenant=name), timeout=QUICK_S)
 
+    async def ksm(self) -> Ksm:
+        """What kernel samepage merging saves on the host. The operator's: raises PermissionDenied."""
+        with calls(self.socket):
+            return _ksm(await self._tenants.GetKsm(common_pb2.Empty(), timeout=QUICK_S))
+
+    async def set_ksm(self, *, on: bool, across_tenants: bool = False) -> Ksm:
+        """Turns it on or off for the machines of one's tenant. Raises NotPossibleNow while it is on for another tenant,
+        unless `across_tenants`: equal pages of both are then merged, and each can find out by timing what the other has
+        in memory (CVE-2015-2877). PermissionDenied."""
+        request = pb.SetKsmRequest(on=on, across_tenants=across_tenants)
+        with calls(self.socket):
+            return _ksm(await self._tenants.SetKsm(request, timeout=MACHINE_S))
+
     async def share(self, snapshot: str, tenant: str = EVERY_TENANT) -> model.Snapshot:
         """Lets another tenant, or all of them, start machines from a snapshot and compare it; no more than that.
 
@@ -87,6 +111,10 @@ class Tenancy:
         request = pb.ShareRequest(snapshot=snapshot, tenant=tenant)
         with calls(self.socket):
             return convert.snapshot_from_wire(await getattr(self._tenants, method)(request, timeout=MACHINE_S))
+
+
+def _ksm(message: common_pb2.KsmStatus) -> Ksm:
+    return Ksm(message.running, tuple(message.tenants), message.merged_bytes, message.profit_bytes, message.full_scans)
 
 
 def _info(message: pb.Tenant) -> TenantInfo:

@@ -934,6 +934,45 @@ class Daemon(_message.Message):
 Global___Daemon: _TypeAlias = Daemon  # noqa: Y015
 
 @_typing.final
+class KsmStatus(_message.Message):
+    """Kernel samepage merging."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    MERGED_BYTES_FIELD_NUMBER: _builtins.int
+    PROFIT_BYTES_FIELD_NUMBER: _builtins.int
+    FULL_SCANS_FIELD_NUMBER: _builtins.int
+    running: _builtins.bool
+    """on the host, for whomever"""
+    merged_bytes: _builtins.int
+    """of our machines' memory, in pages that others have too"""
+    profit_bytes: _builtins.int
+    """of the whole host, less what KSM takes itself"""
+    full_scans: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose machines it is for"""
+
+    def __init__(
+        self,
+        *,
+        running: _builtins.bool = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        merged_bytes: _builtins.int = ...,
+        profit_bytes: _builtins.int = ...,
+        full_scans: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_scans", b"full_scans", "merged_bytes", b"merged_bytes", "profit_bytes", b"profit_bytes", "running", b"running", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KsmStatus: _TypeAlias = KsmStatus  # noqa: Y015
+
+@_typing.final
 class Check(_message.Message):
     """One line of `forky doctor`."""
 

@@ -81,6 +81,26 @@ class HostStatus(_message.Message):
 Global___HostStatus: _TypeAlias = HostStatus  # noqa: Y015
 
 @_typing.final
+class HostSetKsmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostSetKsmRequest: _TypeAlias = HostSetKsmRequest  # noqa: Y015
+
+@_typing.final
 class HostPressure(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

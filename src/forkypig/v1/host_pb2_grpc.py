@@ -155,6 +155,16 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
                 _registered_method=True)
+        self.GetKsm = channel.unary_unary(
+                '/forkypig.v1.Host/GetKsm',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+                _registered_method=True)
+        self.SetKsm = channel.unary_unary(
+                '/forkypig.v1.Host/SetKsm',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostSetKsmRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+                _registered_method=True)
         self.BuildImage = channel.unary_stream(
                 '/forkypig.v1.Host/BuildImage',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostBuildImageRequest.SerializeToString,
@@ -338,6 +348,19 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetKsm(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetKsm(self, request, context):
+        """KSM is for the machines of these tenants, and no others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BuildImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -491,6 +514,16 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
+            ),
+            'GetKsm': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKsm,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.SerializeToString,
+            ),
+            'SetKsm': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKsm,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostSetKsmRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.SerializeToString,
             ),
             'BuildImage': grpc.unary_stream_rpc_method_handler(
                     servicer.BuildImage,
@@ -1166,6 +1199,60 @@ class Host:
             '/forkypig.v1.Host/Shutdown',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKsm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/GetKsm',
+            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetKsm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/SetKsm',
+            forkypig_dot_v1_dot_host__pb2.HostSetKsmRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,9 @@ class HostStub:
     DiffMemory: _grpc.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]
     Shutdown: _grpc.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
+    GetKsm: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _common_pb2.KsmStatus]
+    SetKsm: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostSetKsmRequest, _common_pb2.KsmStatus]
+    """KSM is for the machines of these tenants, and no others."""
     BuildImage: _grpc.UnaryStreamMultiCallable[_host_pb2.HostBuildImageRequest, _host_pb2.HostBuildImageResponse]
     ListImages: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListImagesResponse]
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostUpdateImageRequest, _common_pb2.Image]
@@ -110,6 +113,9 @@ class HostAsyncStub(HostStub):
     DiffMemory: _aio.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]  # type: ignore[assignment]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
+    GetKsm: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _common_pb2.KsmStatus]  # type: ignore[assignment]
+    SetKsm: _aio.UnaryUnaryMultiCallable[_host_pb2.HostSetKsmRequest, _common_pb2.KsmStatus]  # type: ignore[assignment]
+    """KSM is for the machines of these tenants, and no others."""
     BuildImage: _aio.UnaryStreamMultiCallable[_host_pb2.HostBuildImageRequest, _host_pb2.HostBuildImageResponse]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListImagesResponse]  # type: ignore[assignment]
     UpdateImage: _aio.UnaryUnaryMultiCallable[_host_pb2.HostUpdateImageRequest, _common_pb2.Image]  # type: ignore[assignment]
@@ -294,6 +300,21 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_common_pb2.Progress], _abc.AsyncIterator[_common_pb2.Progress]]:
         """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
+
+    @_abc_1.abstractmethod
+    def GetKsm(
+        self,
+        request: _common_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.KsmStatus, _abc.Awaitable[_common_pb2.KsmStatus]]: ...
+
+    @_abc_1.abstractmethod
+    def SetKsm(
+        self,
+        request: _host_pb2.HostSetKsmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.KsmStatus, _abc.Awaitable[_common_pb2.KsmStatus]]:
+        """KSM is for the machines of these tenants, and no others."""
 
     @_abc_1.abstractmethod
     def BuildImage(

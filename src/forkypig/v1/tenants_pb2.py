@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forkypig.v1 import common_pb2 as forkypig_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66orkypig/v1/tenants.proto\x12\x0b\x66orkypig.v1\x1a\x18\x66orkypig/v1/common.proto\"\xed\x01\n\x05Quota\x12\x15\n\x08machines\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04\x63pus\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x17\n\nmemory_mib\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x15\n\x08\x64isk_mib\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\tsnapshots\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10\x66orks_per_minute\x18\x06 \x01(\x04H\x05\x88\x01\x01\x42\x0b\n\t_machinesB\x07\n\x05_cpusB\r\n\x0b_memory_mibB\x0b\n\t_disk_mibB\x0c\n\n_snapshotsB\x13\n\x11_forks_per_minute\"|\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncreated_us\x18\x02 \x01(\x03\x12!\n\x05quota\x18\x03 \x01(\x0b\x32\x12.forkypig.v1.Quota\x12 \n\x04used\x18\x04 \x01(\x0b\x32\x12.forkypig.v1.Quota\x12\x0b\n\x03ksm\x18\x05 \x01(\x08\"F\n\x13\x43reateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05quota\x18\x02 \x01(\x0b\x32\x12.forkypig.v1.Quota\"W\n\x0fSetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12!\n\x05quota\x18\x02 \x01(\x0b\x32\x12.forkypig.v1.Quota\x12\x11\n\tunlimited\x18\x03 \x03(\t\"\x1f\n\rTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\";\n\x13ListTenantsResponse\x12$\n\x07tenants\x18\x01 \x03(\x0b\x32\x13.forkypig.v1.Tenant\"0\n\x0cShareRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t2\xda\x03\n\x07Tenants\x12\x45\n\x0c\x43reateTenant\x12 .forkypig.v1.CreateTenantRequest\x1a\x13.forkypig.v1.Tenant\x12\x43\n\x0bListTenants\x12\x12.forkypig.v1.Empty\x1a .forkypig.v1.ListTenantsResponse\x12=\n\x08SetQuota\x12\x1c.forkypig.v1.SetQuotaRequest\x1a\x13.forkypig.v1.Tenant\x12>\n\x0cRemoveTenant\x12\x1a.forkypig.v1.TenantRequest\x1a\x12.forkypig.v1.Empty\x12<\n\tGetTenant\x12\x1a.forkypig.v1.TenantRequest\x1a\x13.forkypig.v1.Tenant\x12\x41\n\rShareSnapshot\x12\x19.forkypig.v1.ShareRequest\x1a\x15.forkypig.v1.Snapshot\x12\x43\n\x0fUnshareSnapshot\x12\x19.forkypig.v1.ShareRequest\x1a\x15.forkypig.v1.Snapshotb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66orkypig/v1/tenants.proto\x12\x0b\x66orkypig.v1\x1a\x18\x66orkypig/v1/common.proto\"\xed\x01\n\x05Quota\x12\x15\n\x08machines\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04\x63pus\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x17\n\nmemory_mib\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x15\n\x08\x64isk_mib\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\tsnapshots\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10\x66orks_per_minute\x18\x06 \x01(\x04H\x05\x88\x01\x01\x42\x0b\n\t_machinesB\x07\n\x05_cpusB\r\n\x0b_memory_mibB\x0b\n\t_disk_mibB\x0c\n\n_snapshotsB\x13\n\x11_forks_per_minute\"|\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncreated_us\x18\x02 \x01(\x03\x12!\n\x05quota\x18\x03 \x01(\x0b\x32\x12.forkypig.v1.Quota\x12 \n\x04used\x18\x04 \x01(\x0b\x32\x12.forkypig.v1.Quota\x12\x0b\n\x03ksm\x18\x05 \x01(\x08\"3\n\rSetKsmRequest\x12\n\n\x02on\x18\x01 \x01(\x08\x12\x16\n\x0e\x61\x63ross_tenants\x18\x02 \x01(\x08\"F\n\x13\x43reateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05quota\x18\x02 \x01(\x0b\x32\x12.forkypig.v1.Quota\"W\n\x0fSetQuotaRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12!\n\x05quota\x18\x02 \x01(\x0b\x32\x12.forkypig.v1.Quota\x12\x11\n\tunlimited\x18\x03 \x03(\t\"\x1f\n\rTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\";\n\x13ListTenantsResponse\x12$\n\x07tenants\x18\x01 \x03(\x0b\x32\x13.forkypig.v1.Tenant\"0\n\x0cShareRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t2\xce\x04\n\x07Tenants\x12\x45\n\x0c\x43reateTenant\x12 .forkypig.v1.CreateTenantRequest\x1a\x13.forkypig.v1.Tenant\x12\x43\n\x0bListTenants\x12\x12.forkypig.v1.Empty\x1a .forkypig.v1.ListTenantsResponse\x12=\n\x08SetQuota\x12\x1c.forkypig.v1.SetQuotaRequest\x1a\x13.forkypig.v1.Tenant\x12>\n\x0cRemoveTenant\x12\x1a.forkypig.v1.TenantRequest\x1a\x12.forkypig.v1.Empty\x12<\n\tGetTenant\x12\x1a.forkypig.v1.TenantRequest\x1a\x13.forkypig.v1.Tenant\x12\x34\n\x06GetKsm\x12\x12.forkypig.v1.Empty\x1a\x16.forkypig.v1.KsmStatus\x12<\n\x06SetKsm\x12\x1a.forkypig.v1.SetKsmRequest\x1a\x16.forkypig.v1.KsmStatus\x12\x41\n\rShareSnapshot\x12\x19.forkypig.v1.ShareRequest\x1a\x15.forkypig.v1.Snapshot\x12\x43\n\x0fUnshareSnapshot\x12\x19.forkypig.v1.ShareRequest\x1a\x15.forkypig.v1.Snapshotb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTA']._serialized_end=306
   _globals['_TENANT']._serialized_start=308
   _globals['_TENANT']._serialized_end=432
-  _globals['_CREATETENANTREQUEST']._serialized_start=434
-  _globals['_CREATETENANTREQUEST']._serialized_end=504
-  _globals['_SETQUOTAREQUEST']._serialized_start=506
-  _globals['_SETQUOTAREQUEST']._serialized_end=593
-  _globals['_TENANTREQUEST']._serialized_start=595
-  _globals['_TENANTREQUEST']._serialized_end=626
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=628
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=687
-  _globals['_SHAREREQUEST']._serialized_start=689
-  _globals['_SHAREREQUEST']._serialized_end=737
-  _globals['_TENANTS']._serialized_start=740
-  _globals['_TENANTS']._serialized_end=1214
+  _globals['_SETKSMREQUEST']._serialized_start=434
+  _globals['_SETKSMREQUEST']._serialized_end=485
+  _globals['_CREATETENANTREQUEST']._serialized_start=487
+  _globals['_CREATETENANTREQUEST']._serialized_end=557
+  _globals['_SETQUOTAREQUEST']._serialized_start=559
+  _globals['_SETQUOTAREQUEST']._serialized_end=646
+  _globals['_TENANTREQUEST']._serialized_start=648
+  _globals['_TENANTREQUEST']._serialized_end=679
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=681
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=740
+  _globals['_SHAREREQUEST']._serialized_start=742
+  _globals['_SHAREREQUEST']._serialized_end=790
+  _globals['_TENANTS']._serialized_start=793
+  _globals['_TENANTS']._serialized_end=1383
 # @@protoc_insertion_point(module_scope)

@@ -117,6 +117,29 @@ class Tenant(_message.Message):
 Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
 
 @_typing.final
+class SetKsmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_FIELD_NUMBER: _builtins.int
+    ACROSS_TENANTS_FIELD_NUMBER: _builtins.int
+    on: _builtins.bool
+    across_tenants: _builtins.bool
+    """also merge with other tenants' machines"""
+    def __init__(
+        self,
+        *,
+        on: _builtins.bool = ...,
+        across_tenants: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["across_tenants", b"across_tenants", "on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKsmRequest: _TypeAlias = SetKsmRequest  # noqa: Y015
+
+@_typing.final
 class CreateTenantRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -60,6 +60,16 @@ class TenantsStub:
                 request_serializer=forkypig_dot_v1_dot_tenants__pb2.TenantRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_tenants__pb2.Tenant.FromString,
                 _registered_method=True)
+        self.GetKsm = channel.unary_unary(
+                '/forkypig.v1.Tenants/GetKsm',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+                _registered_method=True)
+        self.SetKsm = channel.unary_unary(
+                '/forkypig.v1.Tenants/SetKsm',
+                request_serializer=forkypig_dot_v1_dot_tenants__pb2.SetKsmRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+                _registered_method=True)
         self.ShareSnapshot = channel.unary_unary(
                 '/forkypig.v1.Tenants/ShareSnapshot',
                 request_serializer=forkypig_dot_v1_dot_tenants__pb2.ShareRequest.SerializeToString,
@@ -108,6 +118,19 @@ class TenantsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetKsm(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetKsm(self, request, context):
+        """Of the caller's tenant. FAILED_PRECONDITION while it is on for another, unless `across_tenants`: the operator's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ShareSnapshot(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -147,6 +170,16 @@ def add_TenantsServicer_to_server(servicer, server):
                     servicer.GetTenant,
                     request_deserializer=forkypig_dot_v1_dot_tenants__pb2.TenantRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_tenants__pb2.Tenant.SerializeToString,
+            ),
+            'GetKsm': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKsm,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.SerializeToString,
+            ),
+            'SetKsm': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKsm,
+                    request_deserializer=forkypig_dot_v1_dot_tenants__pb2.SetKsmRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.SerializeToString,
             ),
             'ShareSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.ShareSnapshot,
@@ -294,6 +327,60 @@ class Tenants:
             '/forkypig.v1.Tenants/GetTenant',
             forkypig_dot_v1_dot_tenants__pb2.TenantRequest.SerializeToString,
             forkypig_dot_v1_dot_tenants__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKsm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Tenants/GetKsm',
+            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetKsm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Tenants/SetKsm',
+            forkypig_dot_v1_dot_tenants__pb2.SetKsmRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,9 @@ class TenantsStub:
     """FAILED_PRECONDITION while anything is the tenant's."""
     GetTenant: _grpc.UnaryUnaryMultiCallable[_tenants_pb2.TenantRequest, _tenants_pb2.Tenant]
     """With what it has. Another tenant than the caller's own: the operator's."""
+    GetKsm: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _common_pb2.KsmStatus]
+    SetKsm: _grpc.UnaryUnaryMultiCallable[_tenants_pb2.SetKsmRequest, _common_pb2.KsmStatus]
+    """Of the caller's tenant. FAILED_PRECONDITION while it is on for another, unless `across_tenants`: the operator's."""
     ShareSnapshot: _grpc.UnaryUnaryMultiCallable[_tenants_pb2.ShareRequest, _common_pb2.Snapshot]
     UnshareSnapshot: _grpc.UnaryUnaryMultiCallable[_tenants_pb2.ShareRequest, _common_pb2.Snapshot]
 
@@ -54,6 +57,9 @@ class TenantsAsyncStub(TenantsStub):
     """FAILED_PRECONDITION while anything is the tenant's."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_tenants_pb2.TenantRequest, _tenants_pb2.Tenant]  # type: ignore[assignment]
     """With what it has. Another tenant than the caller's own: the operator's."""
+    GetKsm: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _common_pb2.KsmStatus]  # type: ignore[assignment]
+    SetKsm: _aio.UnaryUnaryMultiCallable[_tenants_pb2.SetKsmRequest, _common_pb2.KsmStatus]  # type: ignore[assignment]
+    """Of the caller's tenant. FAILED_PRECONDITION while it is on for another, unless `across_tenants`: the operator's."""
     ShareSnapshot: _aio.UnaryUnaryMultiCallable[_tenants_pb2.ShareRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
     UnshareSnapshot: _aio.UnaryUnaryMultiCallable[_tenants_pb2.ShareRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
 
@@ -95,6 +101,21 @@ class TenantsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tenants_pb2.Tenant, _abc.Awaitable[_tenants_pb2.Tenant]]:
         """With what it has. Another tenant than the caller's own: the operator's."""
+
+    @_abc_1.abstractmethod
+    def GetKsm(
+        self,
+        request: _common_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.KsmStatus, _abc.Awaitable[_common_pb2.KsmStatus]]: ...
+
+    @_abc_1.abstractmethod
+    def SetKsm(
+        self,
+        request: _tenants_pb2.SetKsmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.KsmStatus, _abc.Awaitable[_common_pb2.KsmStatus]]:
+        """Of the caller's tenant. FAILED_PRECONDITION while it is on for another, unless `across_tenants`: the operator's."""
 
     @_abc_1.abstractmethod
     def ShareSnapshot(
