@@ -35,6 +35,8 @@ class Settings(HomePaths, BaseSettings):
     rest: str = ""  # the REST API's address: host:port, or a Unix socket's path; unix: HOME/run/rest.sock; "": none
     rest_certificate: str = ""  # PEM files; without them the REST API listens on loopback and Unix sockets alone
     rest_key: str = ""
+    overcommit: float = 16.0  # a new machine is reckoned at this fraction of its memory, and at what it takes at least
+    hibernate_idle_s: float = 0.0  # under memory pressure, machines idle for as long are hibernated; 0: none is
     log_level: str = "info"
 
     @property

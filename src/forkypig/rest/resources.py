@@ -86,6 +86,7 @@ class Machine(_Resource):
     limits: Limits
     no_fork: bool
     restart: model.Restart
+    tenant: str
 
     @classmethod
     def of(cls, info: model.Machine) -> "Machine":
@@ -121,6 +122,8 @@ class Snapshot(_Resource):
     settled: bool
     where: str
     created_us: int
+    tenant: str
+    shared_with: list[str]
 
     @classmethod
     def of(cls, info: model.Snapshot) -> "Snapshot":
