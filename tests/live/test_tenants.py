@@ -99,7 +99,7 @@ def _apart(red: Tenant, blue: Tenant) -> None:
 def test_machines_of_two_tenants_are_apart(forky: Instance, town: tuple[Tenant, Tenant]) -> None:
     red, blue = town
     assert [m["name"] for m in forky.json("ps")] == []
-    assert "there is no machine «other»" in blue.fails("inspect", "other")
+    assert "there is no machine or snapshot «other»" in blue.fails("inspect", "other")
     _apart(red, blue)
     forky.kill9("hostd")
     forky.ok("up")

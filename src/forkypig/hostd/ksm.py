@@ -113,6 +113,9 @@ class Ksm:
                 (self._sys / name).write_text(value)
 
     def _restore(self) -> None:
+        if self._before.get("run") == "0":
+            # It takes merged pages apart. Only stopped, ksmd would leave what MADV_UNMERGEABLE took apart in its counts.
+            (self._sys / "run").write_text("2")
         for name, value in self._before.items():
             (self._sys / name).write_text(value)
         self._before = {}
