@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.admission import Admission
 from forkypig.controller.host import Host
-from forkypig.controller.journal import Flight, Journal
+from forkypig.controller.journal import Flight, Journal, operations_of
+from forkypig.controller.peers import Peers
 from forkypig.controller.principal import principal
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.store import Store, events, intents, machines, snapshots
@@ -35,6 +36,7 @@ class Desk:
     host: Host
     journal: Journal
     reconciler: Reconciler
+    peers: Peers
     admission: Admission
 
     async def undo(self, flight: Flight, error: ForkyError) -> None:
@@ -52,13 +54,28 @@ class Desk:
                     await events.add(tx, f"{intent.kind.value}.failed", subject, str(error), tenant=intent.tenant)
         flight.land()
         # Not in a task group: it outlives an undo that has taken too long, but not the journal's tasks.
-        undoing = self.journal.begin(self.reconciler.reconcile())
+        undoing = self.journal.begin(self.reconciler.settle(failed))
         try:
             async with asyncio.timeout(_UNDO_S):
                 await asyncio.shield(undoing)
         except (ForkyError, TimeoutError) as trouble:
             log.warning("not undone yet", error=str(trouble))
             self.reconciler.look_soon()
+
+    async def operations(self, tx: AsyncConnection) -> dict[str, str]:
+        """What is being done now, by machine id: "forking". At all controllers that share the database."""
+        if not self.store.is_shared:
+            return self.journal.operations()
+        _, others = await self.peers.sorted_intents(tx)
+        return {**operations_of(others), **self.journal.operations()}
+
+    async def concerns(self, tx: AsyncConnection, thing: str) -> bool:
+        """Whether an operation under way, at any controller, is about this id."""
+        if self.journal.concerns(thing):
+            return True
+        return self.store.is_shared and any(
+            thing in intent.names for intent in (await self.peers.sorted_intents(tx))[1]
+        )
 
 
 async def find_machine(tx: AsyncConnection, text: str) -> Machine:
@@ -155,15 +172,16 @@ async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
 
 async def known_parent(tx: AsyncConnection, snapshot: Snapshot) -> Snapshot:
     """The snapshot, its parent left out where that is not in the records."""
-    known = {row.id for row in await snapshots.every(tx)}
-    return snapshot if snapshot.parent in known else replace(snapshot, parent=None)
+    known = snapshot.parent is not None and await snapshots.is_there(tx, snapshot.parent)
+    return snapshot if known else replace(snapshot, parent=None)
 
 
 async def as_seen(tx: AsyncConnection, rows: Sequence[Snapshot]) -> list[Snapshot]:
     """Snapshots as the asking tenant may see them: what they stand on is told where that is the tenant's or shared
     with it; of one that others share, neither its machine nor who else has it."""
     tenant = principal().tenant
-    visible = {each.id for each in await snapshots.seen_by(tx, tenant)}
+    parents = {row.parent for row in rows if row.parent is not None}
+    visible = await snapshots.visible(tx, tenant, parents)
     sharing = await snapshots.sharing(tx)
     seen = []
     for row in rows:

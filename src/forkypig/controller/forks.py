@@ -132,7 +132,8 @@ class Forks:
             config = of_child(ground.config, change, count, source.shape, source.accelerator)
             await admit(tx, of_machines(source.shape, count, forks=1))
             self._desk.admission.admit(source.shape, count)
-            names = child_names(prefix or ground.stem, count, await machines.names(tx, tenant))
+            stem = prefix or ground.stem
+            names = child_names(stem, count, await machines.names(tx, tenant, f"{stem}-"))
             children = tuple(
                 Machine(
                     id=new_machine_id(),

@@ -37,6 +37,7 @@ class Intent:
     source: MachineId | None = None
     tenant: str = DEFAULT_TENANT  # who asked for it
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+    owner: int | None = None  # the fencing number of the controller at it, where several share a database
 
     @property
     def makes(self) -> frozenset[str]:

@@ -70,9 +70,9 @@ async def serve(
     register: Register,
     service_names: Iterable[str],
     *,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     before_stop: Callable[[], Awaitable[None]] | None = None,
     stop: asyncio.Event | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> None:
     """Serves until SIGTERM or SIGINT, or until `stop` is set; then ends open calls and returns.
 
@@ -80,7 +80,7 @@ async def serve(
     """
     path = settings.socket(daemon)
     path.unlink(missing_ok=True)
-    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=list(interceptors))
     register(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -1,4 +1,4 @@
-"""The tables. SQLite is what they run on today; nothing here or in the queries is SQLite's alone."""
+"""The tables, for SQLite and PostgreSQL: nothing here or in the queries is one engine's alone."""
 
 from sqlalchemy import (
     JSON,
@@ -58,6 +58,7 @@ snapshots = Table(
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     UniqueConstraint("tenant", "tag"),
 )
+Index("ix_snapshots_order", snapshots.c.created_us, snapshots.c.id)  # pages
 
 machines = Table(
     "machines",
@@ -82,6 +83,7 @@ machines = Table(
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     UniqueConstraint("tenant", "name"),
 )
+Index("ix_machines_order", machines.c.created_us, machines.c.id)  # pages
 
 # A mirror of what the host has: machines keep their image's name while the host is away.
 images = Table(
@@ -122,6 +124,7 @@ operations = Table(
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
+    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
 Index("ix_operations_tenant", operations.c.tenant, operations.c.started_us)
@@ -167,4 +170,15 @@ image_owners = Table(
     metadata,
     Column("image", String(14), primary_key=True),  # which may be gone: not a foreign key
     Column("tenant", String(63), primary_key=True),
+)
+
+# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(300), primary_key=True),
+    Column("holder", String(280), nullable=False),  # the controller's name
+    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
+    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
+    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
 )
