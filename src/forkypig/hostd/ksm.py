@@ -114,7 +114,7 @@ class Ksm:
 
     def _restore(self) -> None:
         if self._before.get("run") == "0":
-            # It takes merged pages apart. Only stopped, ksmd would leave what MADV_UNMERGEABLE took apart in its counts.
+            # Takes merged pages apart. A ksmd that is only stopped does not count what MADV_UNMERGEABLE took apart.
             (self._sys / "run").write_text("2")
         for name, value in self._before.items():
             (self._sys / name).write_text(value)
