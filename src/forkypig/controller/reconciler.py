@@ -73,10 +73,12 @@ class Reconciler:
             try:
                 # The stream is opened before the comparison: what changes after the one is told by the other.
                 await asyncio.wait({first}, timeout=_GATHER_S)
-                if self._peers.leads:
+                if led := self._peers.leads:
                     await self.reconcile()
                     await self._mirror_images()
                 self.connected, self.error = True, ""
+                if not led:
+                    self.look_soon(0.0)  # it may lead by now; if not, it asks the one that does
                 log.info("hostd followed")
                 await self._changed(await first)
             finally:
