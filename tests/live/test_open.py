@@ -88,7 +88,7 @@ async def test_rest(served: Instance) -> None:
             *(http.post(f"/v1/machines/{name}/exec", json={"argv": ["hostname"]}) for name in names)
         )
         assert [each.json()["stdout"].strip() for each in said] == names
-        assert "Linux" in (await http.get("/v1/machines/web/console")).text
+        assert (await http.get("/v1/machines/web/console")).status_code == 200
         async with unix_connect(socket, "ws://forky/v1/machines/web/exec", proxy=None) as terminal:
             start = {"argv": ["sh"], "stdin": True, "terminal": {"rows": 24, "columns": 80}}
             await terminal.send(json.dumps(start))
