@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller.access import Access
 from forkypig.controller.agent import AgentServicer
+from forkypig.controller.auth_service import AuthServicer
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
@@ -16,6 +18,7 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.local_users import LocalUsers
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -25,9 +28,9 @@ from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, auth_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
 
-SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store")
+SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store", "forkypig.v1.Auth")
 
 
 class _Ended(Exception):
@@ -40,6 +43,7 @@ class App:
 
     desk: Desk
     operations: Operations
+    access: Access
     stop: asyncio.Event
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -48,14 +52,17 @@ class App:
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
+        auth_pb2_grpc.add_AuthServicer_to_server(AuthServicer(self.access.tokens, self.access.audit), server)
 
 
 @contextlib.asynccontextmanager
 async def controller(settings: Settings) -> AsyncIterator[App]:
     """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
     and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
+    local_users = LocalUsers(settings.local_users)  # what is wrong with it is told first
     store = await Store.open(settings.database)
     host = Host(settings.socket("hostd"))
+    access = Access(settings, store, local_users)
     try:
         async with asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
@@ -75,16 +82,29 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
-            yield App(desk, operations, asyncio.Event())
+            yield App(desk, operations, access, asyncio.Event())
             raise _Ended
     except* _Ended:
         pass
     finally:
         await host.close()
+        await access.close()
         await store.close()
 
 
 async def run(settings: Settings) -> None:
     """Serves until SIGTERM."""
-    async with controller(settings) as app:
-        await serve(settings, "controller", app.register, SERVICES, before_stop=app.desk.journal.stop, stop=app.stop)
+    async with (
+        controller(settings) as app,
+        app.access.local_users.serving(settings.users_socket, settings.socket("controller")),
+    ):
+        await serve(
+            settings,
+            "controller",
+            app.register,
+            SERVICES,
+            before_stop=app.desk.journal.stop,
+            stop=app.stop,
+            interceptors=(app.access.edge,),
+            bind=app.access.bind,
+        )

@@ -25,3 +25,9 @@ def acting(who: Principal) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def become(who: Principal) -> None:
+    """From here on they ask, to the end of this task: of a call, which has a task of its own. Unlike `acting` it can
+    be used where the end comes in another task, as that of a stream that is left does."""
+    _current.set(who)

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,8 @@ SERVER_OPTIONS = (
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
     ("grpc.max_receive_message_length", 64 << 20),
+    # Two processes never share a port: the second is to be told.
+    ("grpc.so_reuseport", 0),
 )
 
 Register = Callable[[grpc.aio.Server], None]
@@ -72,14 +74,17 @@ async def serve(
     *,
     before_stop: Callable[[], Awaitable[None]] | None = None,
     stop: asyncio.Event | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    bind: Callable[[grpc.aio.Server], object] | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, or until `stop` is set; then ends open calls and returns.
 
-    The caller holds the PidFile, which is what makes unlinking a left-over socket safe.
+    The caller holds the PidFile, which is what makes unlinking a left-over socket safe. `bind` adds other addresses
+    than the socket; what it raises, this does.
     """
     path = settings.socket(daemon)
     path.unlink(missing_ok=True)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
     register(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -88,6 +93,8 @@ async def serve(
     old_umask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
+        if bind is not None:
+            bind(server)
         await server.start()
     finally:
         os.umask(old_umask)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller import retried
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
+from forkypig.errors import Busy
 from forkypig.model import MachineId, SnapshotId
 
 _OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
@@ -38,8 +41,8 @@ async def add(
     source: MachineId | None = None,
     **arguments: str | float | bool,
 ) -> Intent:
-    """Writes down what is going to be done."""
-    values = {
+    """Writes down what is going to be done, and which request of a caller it is, where that can come again."""
+    values: dict[str, Any] = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
         "machines": json.dumps(machines),
@@ -49,9 +52,26 @@ async def add(
         "error": "",
         "started_us": now_us(),
     }
-    number = (await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one()
+    if (asked := retried.take(kind)) is not None:
+        # One that was undone has made nothing; the request is asked anew.
+        await connection.execute(
+            update(table)
+            .where(table.c.request == asked.request, table.c.status == IntentStatus.UNDONE.value)
+            .values(request=None)
+        )
+        values |= {"request": asked.request, "content_sha256": asked.content_sha256}
+    try:
+        number = (await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one()
+    except IntegrityError as error:
+        raise Busy("this request", "another controller has taken it up") from error
     await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
     return Intent(id=number, kind=kind, machines=tuple(machines), snapshot=snapshot, source=source, arguments=arguments)
+
+
+async def of_request(connection: AsyncConnection, request: str) -> tuple[Intent, str] | None:
+    """The operation that a request has begun, and the hash of what was asked; None where there is none."""
+    row = (await connection.execute(select(table).where(table.c.request == request))).one_or_none()
+    return (_intent(row), row.content_sha256) if row is not None else None
 
 
 async def end(connection: AsyncConnection, intent: Intent, status: IntentStatus, error: str = "") -> None:
