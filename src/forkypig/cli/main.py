@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkypig.cli import (
+    auth,
     copying,
     daemons,
     diff,
@@ -30,10 +31,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons, auth):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
 app.add_typer(store.keys, name="key")
+app.add_typer(auth.auth, name="auth")
 
 
 def _version(wanted: bool) -> None:

@@ -45,6 +45,16 @@ def place(home: str | Path | None = None) -> Home:
     return found
 
 
+def own_place() -> Home:
+    """As `place`, for what works on this computer alone. Raises InvalidRequest when another's controller is chosen."""
+    if named := os.environ.get("FORKY_CONTROLLER", ""):
+        raise errors.InvalidRequest(
+            f"this works on the controller's own computer alone, and FORKY_CONTROLLER is {named[:80]}: run it there, "
+            "or unset FORKY_CONTROLLER"
+        )
+    return place()
+
+
 def all_run(at: HomePaths) -> bool:
     """Whether all daemons of the home run (not whether they are well)."""
     return all(running_pid(at.pid_file(daemon)) is not None for daemon in DAEMONS)
