@@ -28,6 +28,7 @@ from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
+from forkypig.errors import ForkyError
 from forkypig.v1 import agent_pb2_grpc, auth_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
 
 SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store", "forkypig.v1.Auth")
@@ -63,6 +64,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     store = await Store.open(settings.database)
     host = Host(settings.socket("hostd"))
     access = Access(settings, store, local_users)
+    failure: ForkyError | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
@@ -82,7 +84,10 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
-            yield App(desk, operations, access, asyncio.Event())
+            try:
+                yield App(desk, operations, access, asyncio.Event())
+            except ForkyError as error:
+                failure = error  # of its own, not one of a group
             raise _Ended
     except* _Ended:
         pass
@@ -90,6 +95,8 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
         await host.close()
         await access.close()
         await store.close()
+    if failure is not None:
+        raise failure
 
 
 async def run(settings: Settings) -> None:

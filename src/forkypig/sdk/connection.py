@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forkypig import errors
-from forkypig.sdk.address import Endpoint, Identity
+from forkypig.sdk.address import Endpoint, Identity, Remote
 from forkypig.sdk.resilient import Channel
 from forkypig.wire import status
 
@@ -62,7 +62,7 @@ def calls(socket: Endpoint) -> Iterator[None]:
         ours = status.from_rpc_error(error)
         if isinstance(ours, errors.HostUnreachable) and not _said_by_daemon(error):
             ours = errors.HostUnreachable(
-                f"the controller at {socket} can't be reached: {_why(error)}"
+                f"the controller at {socket} can't be reached: {_what_to_do(socket)}"
                 if not isinstance(socket, Path)
                 else f"the {socket.stem} at {socket} can't be reached: start it with `forky up`, "
                 f"or see {socket.parent.parent / 'logs'}"
@@ -70,12 +70,10 @@ def calls(socket: Endpoint) -> Iterator[None]:
         raise ours from error
 
 
-def _why(error: grpc.aio.AioRpcError) -> str:
-    """What to do about a controller that is not there, or not the one that was expected."""
-    details = error.details() or ""
-    if "CERTIFICATE_VERIFY_FAILED" in details or "handshake" in details.lower():
-        return "its certificate, or yours, is not believed; set FORKY_CA to the ca.crt of its `forky auth init`"
-    return "see FORKY_CONTROLLER, and whether it listens there (FORKY_LISTEN)"
+def _what_to_do(remote: Remote) -> str:
+    """gRPC's details say only sometimes that a certificate was the reason."""
+    told = "see FORKY_CONTROLLER, and whether it listens there (FORKY_LISTEN)"
+    return f"{told}; FORKY_CA is to be the ca.crt of its `forky auth init`" if remote.tls else told
 
 
 async def translated(socket: Endpoint, stream: AsyncIterable[_T]) -> AsyncIterator[_T]:
