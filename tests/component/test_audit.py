@@ -135,7 +135,7 @@ async def test_following_goes_on_over_a_turn(tmp_path: Path) -> None:
     while len(seen) < 10:
         seen.append((await asyncio.wait_for(anext(reading), 10)).time_us)
     assert seen == list(range(10))
-    await reading.aclose()  # type: ignore[attr-defined]
+    await reading.aclose()
     await audit.close()
 
 

@@ -159,11 +159,24 @@ async def test_answered_from_what_it_made_when_the_answer_was_not_kept(
                 await fork(caller)
 
 
-@pytest.mark.parametrize("host_did", ["nothing", "all"])
-async def test_the_client_goes_on_when_the_controller_is_killed(
-    settings: Settings, host: FakeHost, host_did: str
-) -> None:
-    """kill -9 in the middle of a fork; the SDK asks the next controller, and there is one child."""
+async def test_a_controller_that_ends_before_the_host_has_done_it(settings: Settings, host: FakeHost) -> None:
+    """The next one undoes what was begun, and the request is carried out anew, once."""
+    async with serving(settings) as served, served.client(idempotency_key="one") as caller:
+        await caller.run_all("web")
+        stall = host.stall("ForkMachine")
+        forking = asyncio.create_task(fork(caller))
+        await stall.reached.wait()
+    with contextlib.suppress(errors.ForkyError, asyncio.CancelledError):
+        await forking
+    host.stalls.clear()
+    async with serving(settings) as served, served.client(idempotency_key="one") as caller:
+        made = await fork(caller)
+        assert [child.machine.name for child in made.children] == ["web-1"]
+        assert len((await caller.call("ListMachines")).machines) == len(host.machines) == 2
+
+
+async def test_the_client_goes_on_when_the_controller_is_killed(settings: Settings, host: FakeHost) -> None:
+    """kill -9 in the middle of a fork that the host has done; the SDK asks the next controller: there is one child."""
     daemon = Daemon(settings)
     await daemon.start()
     try:
@@ -175,8 +188,7 @@ async def test_the_client_goes_on_when_the_controller_is_killed(
             await stall.reached.wait()
             await daemon.kill()
             host.stalls.clear()
-            if host_did == "all":
-                await host._do_ForkMachine(host.calls["ForkMachine"][0])
+            await host._do_ForkMachine(host.calls["ForkMachine"][0])
             await daemon.start()
             made = (await asyncio.wait_for(forking, 50)).children
             assert [machine.name for machine in await forky.list()] == ["web", "web-1"]

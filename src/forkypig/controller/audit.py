@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ log = structlog.get_logger()
 
 _CURRENT = "audit.jsonl"
 _MOST_WAITING = 10_000  # lines: some megabytes
-_FOLLOW_S = 0.25
 _GIVES_BACK = ("Remove", "Stop", "Revoke", "Collect", "Release", "Hibernate")  # what methods begin with
 
 
@@ -58,6 +57,7 @@ class AuditLog:
         self._path = directory / _CURRENT
         self._fd = self._open()
         self._waiting: deque[bytes] = deque()
+        self._followers: set[asyncio.Queue[Entry]] = set()
         self._lost = 0  # lines that did not even find room in memory
         self._compressing: asyncio.Future[None] | None = None
 
@@ -88,6 +88,9 @@ class AuditLog:
             self._lost += 1
             log.error("audit line lost", lost=self._lost, who=entry.who, method=entry.method, about=entry.about)
         self._flush()
+        for follower in self._followers:
+            if not follower.full():
+                follower.put_nowait(entry)
 
     def _flush(self) -> None:
         was_stuck = len(self._waiting) > 1
@@ -127,37 +130,42 @@ class AuditLog:
         except OSError as error:
             log.warning("audit log not tidied", error=str(error))
 
-    async def read(self, since_us: int, *, follow: bool) -> AsyncIterator[Entry]:
-        """The entries since then, oldest first; with `follow` also those that come, without end."""
-        self._flush()
-        with self._path.open("rb") as current:
-            current_is = os.fstat(current.fileno()).st_ino
-            for path in sorted(self._directory.glob("audit-*.jsonl*")):
-                with contextlib.suppress(FileNotFoundError):  # compressed or removed just now
-                    if path.suffix != ".new" and path.stat().st_ino != current_is:
-                        for entry in await asyncio.to_thread(_entries_of, path, since_us):
-                            yield entry
-            for entry in await asyncio.to_thread(_entries, current.read().splitlines(), since_us):
-                yield entry
-            position = current.tell()
-        while follow:
-            await asyncio.sleep(_FOLLOW_S)
-            # One that has become full since is read to its end before the new one is begun.
-            for path, start in self._since(current_is, position):
-                with path.open("rb") as file:
-                    file.seek(start)
-                    data = file.read()
-                    whole = data[: data.rfind(b"\n") + 1]
-                    current_is, position = os.fstat(file.fileno()).st_ino, start + len(whole)
-                for entry in _entries(whole.splitlines(), since_us):
+    async def read(self, since_us: int, *, follow: bool) -> AsyncGenerator[Entry, None]:
+        """The entries since then, oldest first; with `follow` also those that come, without end. Raises
+        ResourceExhausted when they come faster than they are taken."""
+        coming: asyncio.Queue[Entry] = asyncio.Queue(_MOST_WAITING)
+        with contextlib.ExitStack() as stack:
+            # Files and queue are of one instant: no entry is in both, or in neither.
+            self._flush()
+            past = self._opened(stack)
+            if follow:
+                self._followers.add(coming)
+                stack.callback(self._followers.discard, coming)
+            for file in past:
+                for entry in await asyncio.to_thread(_entries, file, since_us):
+                    yield entry
+            while follow:
+                if coming.full():
+                    raise ResourceExhausted("more is done than you read: follow again with `--since`")
+                if (entry := await coming.get()).time_us >= since_us:
                     yield entry
 
-    def _since(self, inode: int, position: int) -> list[tuple[Path, int]]:
-        """The files to go on with, and from where."""
-        if self._path.stat().st_ino == inode:
-            return [(self._path, position)]
-        full = [p for p in self._directory.glob("audit-*.jsonl") if p.stat().st_ino == inode]
-        return [*((p, position) for p in full), (self._path, 0)]
+    def _opened(self, stack: contextlib.ExitStack) -> list[Iterable[bytes]]:
+        """The lines of all files as they are now, whatever is renamed, compressed or removed from here on."""
+        found: list[Iterable[bytes]] = []
+        seen = set()
+        for path in [*sorted(self._directory.glob("audit-*.jsonl*")), self._path]:
+            if path.suffix == ".new" or path.name.removesuffix(".gz") in seen:
+                continue  # half compressed, or compressed and not removed yet
+            seen.add(path.name.removesuffix(".gz"))
+            if path.suffix != ".gz":
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(path.read_bytes().splitlines())
+                    continue
+                path = path.with_suffix(".jsonl.gz")  # just now
+            with contextlib.suppress(FileNotFoundError):  # the oldest, just now
+                found.append(stack.enter_context(gzip.GzipFile(path, "rb")))
+        return found
 
     async def close(self) -> None:
         self._flush()
@@ -166,14 +174,11 @@ class AuditLog:
         os.close(self._fd)
 
 
-def _entries_of(path: Path, since_us: int) -> list[Entry]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        return list(_entries(file, since_us))
-
-
-def _entries(lines: Iterable[bytes], since_us: int) -> Iterator[Entry]:
+def _entries(lines: Iterable[bytes], since_us: int) -> list[Entry]:
+    found = []
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a power cut has torn
+        with contextlib.suppress(ValueError, TypeError):  # a line that a power cut has torn
             entry = Entry(**json.loads(line))
             if entry.time_us >= since_us:
-                yield entry
+                found.append(entry)
+    return found

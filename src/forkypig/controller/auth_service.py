@@ -3,11 +3,11 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
-from forkypig.controller.audit import AuditLog, Entry
+from forkypig.controller.audit import AuditLog
 from forkypig.controller.principal import principal
 from forkypig.controller.store.tokens import Token
 from forkypig.controller.tokens import Tokens
@@ -49,8 +49,7 @@ class AuthServicer(auth_pb2_grpc.AuthServicer):
     @streamed
     async def ReadAudit(self, request: pb.ReadAuditRequest, context: _Context) -> AsyncGenerator[pb.AuditEntry, None]:
         who = principal()
-        reading = cast(AsyncGenerator[Entry, None], self._audit.read(request.since_us, follow=request.follow))
-        async with aclosing(reading) as entries:
+        async with aclosing(self._audit.read(request.since_us, follow=request.follow)) as entries:
             async for entry in entries:
                 if who.operator or entry.tenant == who.tenant:
                     yield pb.AuditEntry(**asdict(entry))

@@ -38,6 +38,7 @@ class _Call:
         self.method, self.context = method, context
         self.who: Principal | None = None
         self.about, self.made, self.result = "", "", "OK"
+        self.has_answered = False  # a stream, with what the caller waited for
         self.peer = unquote(context.peer())
         self._began_s = time.monotonic()
 
@@ -51,7 +52,7 @@ class _Call:
 
     def ended_by(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self.result = "CANCELLED"
+            self.result = "OK" if self.has_answered else "CANCELLED"
         else:
             code: Any = self.context.code()
             numbers = {status.value[0]: status.name for status in grpc.StatusCode}
@@ -137,6 +138,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 request, asked = await self._admitted(call, request, streamed=True)
                 async with aclosing(self._messages(call, asked, lambda: inner(request, context))) as messages:
                     async for message in messages:
+                        call.has_answered = isinstance(message, bytes) or subjects.is_last(message)
                         yield message
             except BaseException as error:
                 await self._ended_badly(call, error)

@@ -10,9 +10,10 @@ import grpc
 
 from forkypig.controller.desk import Desk, find_snapshot, known_parent
 from forkypig.controller.host import host_errors
+from forkypig.controller.principal import principal
 from forkypig.controller.store import events, images, snapshots
 from forkypig.controller.tags import check_tag_is_free
-from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
+from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, PermissionDenied
 from forkypig.model import Snapshot, check_name
 from forkypig.v1 import store_pb2 as pb
 from forkypig.v1 import store_pb2_grpc
@@ -54,6 +55,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     @streamed
     async def PushSnapshot(self, request: pb.PushRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
+        _check_reaches_no_files(request.url)
         asked = pb.PushRequest(
             snapshot=(await self._find(request.snapshot)).id, url=request.url, environment=request.environment
         )
@@ -76,6 +78,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     @streamed
     async def PullSnapshot(self, request: pb.PullRequest, context: _Context) -> AsyncGenerator[pb.TransferUpdate, None]:
+        _check_reaches_no_files(request.url)
         await self._check_tag(request.tag)
         async with aclosing(self._arriving(self._desk.host.store.PullSnapshot(request), request.tag)) as updates:
             async for update in updates:
@@ -138,6 +141,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
 
     @answered
     async def ListRemote(self, request: pb.ListRemoteRequest, context: _Context) -> pb.ListRemoteResponse:
+        _check_reaches_no_files(request.url)
         with host_errors():
             answer: pb.ListRemoteResponse = await self._desk.host.store.ListRemote(request)
         return answer
@@ -157,6 +161,12 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         async with aclosing(_followed(self._desk.host.store.CheckStore(request))) as updates:
             async for update in updates:
                 yield update
+
+
+def _check_reaches_no_files(url: str) -> None:
+    """The host reads and writes there as who it runs as. Raises PermissionDenied."""
+    if not principal().operator and not url.lower().startswith("s3://"):
+        raise PermissionDenied("the host's own files are the operator's: use an s3:// URL, or export and import")
 
 
 async def _again(first: pb.ImportPart, rest: AsyncIterator[pb.ImportPart]) -> AsyncGenerator[pb.ImportPart, None]:

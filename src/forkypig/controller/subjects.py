@@ -44,6 +44,16 @@ def made(answer: Message) -> str:
     return " ".join(_ids(answer))
 
 
+def is_last(message: Message) -> bool:
+    """Whether a stream's message is what the caller waited for: many leave when they have it."""
+    fields = message.DESCRIPTOR.fields_by_name
+    return any(
+        fields[name].message_type is not None and message.HasField(name)
+        for name in ("result", "machine", "image", "exit")
+        if name in fields
+    )
+
+
 def _ids(answer: Any) -> Iterator[str]:
     fields = answer.DESCRIPTOR.fields_by_name
     if "id" in fields:
