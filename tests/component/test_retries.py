@@ -81,6 +81,13 @@ async def test_the_second_joins_the_first_that_is_under_way(served: Served, host
         assert await first == await second
     assert len(host.calls["ForkMachine"]) == 1
     assert len(host.machines) == 2
+    # What writes down no intent, too.
+    async with served.client(idempotency_key="two") as caller:
+        snapshot = (await caller.call("GetMachine", pb.MachineRequest(machine="web"))).snapshot
+        await caller.call("TagSnapshot", pb.TagSnapshotRequest(snapshot=snapshot, tag="base"))
+        request = pb.UntagSnapshotRequest(tag="base")
+        untagged = await asyncio.gather(*(caller.call("UntagSnapshot", request) for _ in range(3)))
+        assert [each.id for each in untagged] == [snapshot] * 3
 
 
 async def test_what_failed_is_tried_anew(served: Served, host: FakeHost) -> None:
