@@ -29,6 +29,7 @@ from forkypig.wire.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _KEY = "idempotency-key"
+_AS_BEFORE = "as answered before"
 
 
 class _Call:
@@ -118,6 +119,7 @@ class Edge(grpc.aio.ServerInterceptor):
                     async with self._retries.turn(asked):
                         kept = await self._retries.answer(asked)
                         if kept is not None:
+                            call.made = _AS_BEFORE
                             return kept  # serialised as it was
                         answer = await inner(request, context)
                         await self._retries.keep(asked, answer)
@@ -161,6 +163,7 @@ class Edge(grpc.aio.ServerInterceptor):
         async with self._retries.turn(asked):
             kept = await self._retries.answer(asked)
             if kept is not None:
+                call.made = _AS_BEFORE
                 yield kept
                 return
             async with aclosing(cast(AsyncGenerator[Any, None], begin())) as messages:
