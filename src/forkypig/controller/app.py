@@ -19,6 +19,7 @@ from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
 from forkypig.controller.local_users import LocalUsers
+from forkypig.controller.peers import Peers
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -61,15 +62,17 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
     and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
     local_users = LocalUsers(settings.local_users)  # what is wrong with it is told first
-    store = await Store.open(settings.database)
-    host = Host(settings.socket("hostd"))
+    store = await Store.open(settings.database_url or settings.database)
+    host = Host(settings.hostd_socket)
     access = Access(settings, store, local_users)
     failure: ForkyError | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
-            reconciler = Reconciler(store, host, journal)
-            desk = Desk(store, host, journal, reconciler)
+            peers = Peers(store, journal, host, settings.name_of_controller)
+            await peers.join()
+            reconciler = Reconciler(store, host, journal, peers)
+            desk = Desk(store, host, journal, reconciler, peers)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks = Forks(desk)
@@ -84,10 +87,13 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
+            tasks.create_task(peers.run())
             try:
                 yield App(desk, operations, access, asyncio.Event())
             except ForkyError as error:
                 failure = error  # of its own, not one of a group
+            await journal.stop()
+            await peers.leave()
             raise _Ended
     except* _Ended:
         pass

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from forkypig.controller.stamps import Stamp, StampedChannel
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import (
@@ -102,13 +103,20 @@ class Host:
     """One host. Every method raises ForkyError: what hostd raised, HostUnreachable, or DeadlineExceeded."""
 
     def __init__(self, socket: Path) -> None:
+        self.stamp: Stamp = ()  # who calls, where several controllers do
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
-        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
-        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
-        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)
+        stamped: Any = StampedChannel(self._channel, lambda: self.stamp)
+        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(stamped)
+        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(stamped)
+        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(stamped)
 
     async def close(self) -> None:
         await self._channel.close()
+
+    async def fence(self, controller: str, number: int) -> None:
+        """From here on the host refuses calls of this controller with lower fencing numbers."""
+        with host_errors():
+            await self.stub.Fence(pb.FenceRequest(controller=controller, number=number), timeout=QUICK_S)
 
     async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
         with host_errors():
