@@ -3,7 +3,7 @@ gone in the middle."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -21,8 +21,14 @@ from tests.component.fake_host import FakeHost
 
 
 @pytest.fixture
-def settings() -> Any:
+def settings() -> Iterator[Settings]:
     with home() as made:
+        yield made
+
+
+@pytest.fixture
+def of_either_engine(database_url: str) -> Iterator[Settings]:
+    with home(database_url) as made:
         yield made
 
 
@@ -127,15 +133,19 @@ async def test_a_caller_that_left_and_asks_again(served: Served, host: FakeHost)
         assert [machine.id for machine in machines] == [result.machine.id]
 
 
-async def test_after_a_restart_the_answer_is_the_same(settings: Settings, host: FakeHost) -> None:
-    async with serving(settings) as served, served.client(idempotency_key="one") as caller:
-        ran, forked = (await caller.run_all("web"))[-1], await fork(caller)
-    async with serving(settings) as served, served.client(idempotency_key="one") as caller:
-        assert await caller.run_all("web") == [ran]
-        assert await fork(caller) == forked
-        with pytest.raises(errors.InvalidRequest):
-            await fork(caller, count=3)
-    assert len(host.machines) == 2
+async def test_after_a_restart_the_answer_is_the_same(of_either_engine: Settings) -> None:
+    settings = of_either_engine
+    async with running_host(settings) as host:
+        async with serving(settings) as served, served.client(await served.token(), idempotency_key="one") as caller:
+            ran, forked = (await caller.run_all("web"))[-1], await fork(caller)
+            metadata = caller.metadata
+        async with serving(settings) as served, served.client() as caller:
+            caller.metadata = metadata
+            assert await caller.run_all("web") == [ran]
+            assert await fork(caller) == forked
+            with pytest.raises(errors.InvalidRequest):
+                await fork(caller, count=3)
+        assert len(host.machines) == 2
 
 
 async def test_answered_from_what_it_made_when_the_answer_was_not_kept(

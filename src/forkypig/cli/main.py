@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkypig.cli import (
+    audit,
     auth,
     copying,
     daemons,
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons, auth):
+for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons, audit):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
 app.add_typer(store.keys, name="key")

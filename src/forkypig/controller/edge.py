@@ -25,10 +25,10 @@ from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, TooManyRequests
 from forkypig.model.access import Principal
+from forkypig.wire.keys import KEY
 from forkypig.wire.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_KEY = "idempotency-key"
 _AS_BEFORE = "as answered before"
 
 
@@ -182,7 +182,7 @@ class Edge(grpc.aio.ServerInterceptor):
         asked = None
         if isinstance(request, Message):
             call.about = subjects.about(request, commands=self._audit_commands)
-            if (key := metadata.get(_KEY)) is not None and retries.applies_to(call.method, streamed=streamed):
+            if (key := metadata.get(KEY)) is not None and retries.applies_to(call.method, streamed=streamed):
                 asked = retries.asked(who, call.method, key, request)
         else:
             request = self._noticed(call, request)

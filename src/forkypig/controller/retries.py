@@ -25,7 +25,7 @@ from forkypig.model import Child, ForkResult
 from forkypig.model.access import Principal
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
-from forkypig.wire import convert
+from forkypig.wire import convert, keys
 
 _LONGEST_KEY = 128
 _POLL_S = 0.05
@@ -36,20 +36,13 @@ _KINDS = {
     "/forkypig.v1.Controller/RemoveMachine": IntentKind.REMOVE_MACHINE,
     "/forkypig.v1.Controller/RemoveSnapshot": IntentKind.REMOVE_SNAPSHOT,
 }
-# Streams whose last message is what was asked for; those before tell of progress.
-_RESULT_AT_LAST = frozenset(
-    f"/forkypig.v1.{name}"
-    for name in ("Controller/RunMachine", "Controller/HibernateMachine", "Controller/BuildImage", "Store/PullSnapshot")
-)
-# Its answer holds a secret, which is kept nowhere.
-_NOT_KEPT = frozenset({"/forkypig.v1.Auth/CreateToken"})
 
 
 def applies_to(method: str, *, streamed: bool) -> bool:
     """Whether a key counts: for what changes something, and answers at once or at last."""
     if streamed:
-        return method in _RESULT_AT_LAST
-    return not roles.only_looks(method) and method not in _NOT_KEPT
+        return method in keys.RESULT_AT_LAST
+    return not roles.only_looks(method) and method not in keys.ONCE
 
 
 def is_progress(message: Message) -> bool:

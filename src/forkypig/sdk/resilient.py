@@ -15,21 +15,15 @@ from typing import Any
 
 import grpc
 
+from forkypig.wire.keys import KEY, ONCE, RESULT_AT_LAST
+
 Metadata = Sequence[tuple[str, str]]
 
-KEY = "idempotency-key"
 # A controller that is started again serves after some seconds.
 _PATIENCE_S = 30.0
 # One that was not there to begin with is hardly going to be; it may just be starting.
 _FIRST_PATIENCE_S = 1.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
-
-# Its answer is a secret, which the controller keeps nowhere.
-_ONCE = frozenset({"/forkypig.v1.Auth/CreateToken"})
-_RESULT_AT_LAST = frozenset(
-    f"/forkypig.v1.{name}"
-    for name in ("Controller/RunMachine", "Controller/HibernateMachine", "Controller/BuildImage", "Store/PullSnapshot")
-)
 
 
 class _Patience:
@@ -93,7 +87,7 @@ class Channel(grpc.aio.Channel):
         self._inner, self._metadata = inner, tuple(metadata)
 
     def _with(self, extra: Metadata | None, method: str) -> Metadata:
-        key = () if method in _ONCE else ((KEY, secrets.token_hex(16)),)
+        key = () if method in ONCE else ((KEY, secrets.token_hex(16)),)
         return (*self._metadata, *key, *(extra or ()))
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -105,7 +99,7 @@ class Channel(grpc.aio.Channel):
                 try:
                     return await inner(request, metadata=metadata, **rest)
                 except grpc.aio.AioRpcError as error:
-                    if method in _ONCE:
+                    if method in ONCE:
                         raise
                     await patience.after(error)
 
@@ -116,7 +110,7 @@ class Channel(grpc.aio.Channel):
 
         def call(request: Any, *, metadata: Metadata | None = None, **rest: Any) -> Any:
             metadata = self._with(metadata, method)
-            if method in _RESULT_AT_LAST:
+            if method in RESULT_AT_LAST:
                 return _RepeatedStream(lambda: inner(request, metadata=metadata, **rest))
             return inner(request, metadata=metadata, **rest)
 
