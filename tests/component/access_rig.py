@@ -9,8 +9,10 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from forkypig.controller.app import SERVICES, App, controller
+from forkypig.controller.store import tenants
 from forkypig.daemon.server import SERVER_OPTIONS
 from forkypig.daemon.settings import Settings
+from forkypig.model.tenants import Tenant
 from forkypig.v1 import auth_pb2 as pb
 from forkypig.v1 import auth_pb2_grpc, common_pb2
 from forkypig.wire.status import rpc_errors
@@ -33,9 +35,16 @@ class Served:
 
     async def token(self, role: str = "user", tenant: str = "acme", lifetime_s: int = 0, name: str = "") -> str:
         """A new one's text."""
+        await self.tenant(tenant)
         async with self.client() as operator:
             request = pb.CreateTokenRequest(role=role, tenant=tenant, lifetime_s=lifetime_s, name=name)
             return (await operator.auth("CreateToken", request)).secret
+
+    async def tenant(self, name: str) -> None:
+        """Makes it, where it is not there."""
+        async with self.app.desk.store.write() as tx:
+            if await tenants.get(tx, name) is None:
+                await tenants.add(tx, Tenant(name=name, created_us=1))
 
     def audit(self) -> str:
         return (self.settings.audit / "audit.jsonl").read_text()

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from forkypig import errors
 from forkypig.controller import roles
 from forkypig.controller.app import SERVICES
+from forkypig.controller.store import tenants
 from forkypig.controller.store import tokens as rows
 from forkypig.daemon.settings import Settings
 from forkypig.model.access import Role
@@ -50,6 +51,9 @@ async def test_a_token_is_its_tenants_and_its_role(served: Served) -> None:
         assert (token.name, token.tenant, token.role, token.created_by) == ("ci", "acme", "user", "operator")
         assert token.last_used_us > 0
     async with served.client(forky_tenant="other") as operator:
+        with pytest.raises(errors.NotFound, match="tenant"):
+            await operator.auth("WhoAmI")
+        await served.tenant("other")
         assert (await operator.auth("WhoAmI")).tenant == "other"
 
 
@@ -75,8 +79,23 @@ async def test_roles_suffice_or_not(served: Served) -> None:
         with pytest.raises(errors.NotFound):
             await admin.auth("RevokeToken", pb.RevokeTokenRequest(token="theirs"))
     async with served.client(await served.token("admin"), forky_tenant="other") as admin:
-        with pytest.raises(errors.PermissionDenied, match="only the operator"):
+        with pytest.raises(errors.PermissionDenied, match="of no other"):
             await admin.call("ListMachines")
+
+
+async def test_a_token_ends_with_its_tenant(served: Served) -> None:
+    async with served.client(await served.token("admin", "short-lived")) as caller:
+        await caller.auth("WhoAmI")
+        async with served.app.desk.store.write() as tx:
+            await tenants.delete_one(tx, "short-lived")
+        with pytest.raises(errors.Unauthenticated):
+            await caller.auth("WhoAmI")
+        await served.tenant("short-lived")  # another of the same name
+        with pytest.raises(errors.Unauthenticated):
+            await caller.auth("WhoAmI")
+    async with served.client() as operator:
+        with pytest.raises(errors.NotFound, match="tenant «nowhere»"):
+            await operator.auth("CreateToken", pb.CreateTokenRequest(role="user", tenant="nowhere"))
 
 
 async def test_a_revoked_token_ends_with_the_next_call(served: Served) -> None:

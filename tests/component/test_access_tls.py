@@ -25,6 +25,7 @@ async def served() -> AsyncIterator[Served]:
         Authority(plain.auth).make(["forky.test"])
         settings = Settings(home=plain.home, listen="127.0.0.1:0", listen_certificates="127.0.0.1:0")
         async with running_host(settings), serving(settings) as made:
+            await made.tenant("acme")
             yield made
 
 
@@ -173,7 +174,8 @@ async def test_another_user_of_this_computer_is_known_by_the_kernel() -> None:
     with home() as plain:
         plain.home.chmod(0o711)
         settings = Settings(home=plain.home, local_users="nobody=acme:viewer")
-        async with running_host(settings), serving(settings):
+        async with running_host(settings), serving(settings) as made:
+            await made.tenant("acme")
 
             async def as_user(uid: int, path: Path) -> tuple[str, str]:
                 child = await asyncio.create_subprocess_exec(

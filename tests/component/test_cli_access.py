@@ -36,6 +36,7 @@ async def served() -> AsyncIterator[Served]:
         assert code == 0, trouble
         settings = Settings(home=plain.home, listen="127.0.0.1:0", listen_certificates="127.0.0.1:0")
         async with running_host(settings), serving(settings) as made:
+            await made.tenant("acme")
             yield made
 
 

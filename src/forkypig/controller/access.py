@@ -33,7 +33,7 @@ class Access:
             self.audit = AuditLog(settings.audit, settings.audit_file_mib << 20, settings.audit_files)
         except OSError as error:
             raise NotPossibleNow(f"there can be no audit log in {settings.audit} ({error.strerror})") from error
-        self.gate = Gate(self.tokens, self._certificates, local_users)
+        self.gate = Gate(store, self.tokens, self._certificates, local_users)
         self.edge = Edge(settings, self.gate, self.audit, Retries(store))
 
     async def close(self) -> None:

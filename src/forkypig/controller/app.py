@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from forkypig.controller.access import Access
+from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
 from forkypig.controller.auth_service import AuthServicer
 from forkypig.controller.changes import Changes
@@ -27,12 +28,20 @@ from forkypig.controller.store import Store
 from forkypig.controller.store_service import StoreServicer
 from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
+from forkypig.controller.tenants import Tenants
+from forkypig.controller.tenants_service import TenantsServicer
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
-from forkypig.v1 import agent_pb2_grpc, auth_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, auth_pb2_grpc, controller_pb2_grpc, store_pb2_grpc, tenants_pb2_grpc
 
-SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store", "forkypig.v1.Auth")
+SERVICES = (
+    "forkypig.v1.Controller",
+    "forkypig.v1.Agent",
+    "forkypig.v1.Store",
+    "forkypig.v1.Tenants",
+    "forkypig.v1.Auth",
+)
 
 
 class _Ended(Exception):
@@ -48,13 +57,21 @@ class App:
     access: Access
     stop: asyncio.Event
 
+    @property
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """What every call passes first."""
+        return (self.access.edge,)
+
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
+        agent_pb2_grpc.add_AgentServicer_to_server(
+            AgentServicer(self.desk.store, self.desk.host, self.desk.admission), server
+        )
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
         auth_pb2_grpc.add_AuthServicer_to_server(AuthServicer(self.access.tokens, self.access.audit), server)
+        tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
 
 @contextlib.asynccontextmanager
@@ -72,7 +89,8 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()
             reconciler = Reconciler(store, host, journal, peers)
-            desk = Desk(store, host, journal, reconciler, peers)
+            admission = Admission(settings, store, host)
+            desk = Desk(store, host, journal, reconciler, peers, admission)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks = Forks(desk)
@@ -88,6 +106,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
             tasks.create_task(peers.run())
+            tasks.create_task(admission.run(operations.changes.put_to_sleep))
             try:
                 yield App(desk, operations, access, asyncio.Event())
             except ForkyError as error:
@@ -118,6 +137,6 @@ async def run(settings: Settings) -> None:
             SERVICES,
             before_stop=app.desk.journal.stop,
             stop=app.stop,
-            interceptors=(app.access.edge,),
+            interceptors=app.interceptors,
             bind=app.access.bind,
         )

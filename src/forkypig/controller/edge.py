@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from forkypig.controller import retries, roles, subjects
 from forkypig.controller.audit import AuditLog, Entry
 from forkypig.controller.gate import Gate
-from forkypig.controller.principal import become
+from forkypig.controller.principal import begin_acting
 from forkypig.controller.retried import Asked
 from forkypig.controller.retries import Retries
 from forkypig.core.rate import Rates
@@ -190,7 +190,7 @@ class Edge(grpc.aio.ServerInterceptor):
         if not who.operator and (wait_s := self._rates.take(f"{who.tenant}\0{who.name}", time.monotonic())):
             raise TooManyRequests(wait_s)
         self._audit.check(call.method)
-        become(who)
+        begin_acting(who)
         return request, asked
 
     async def _noticed(self, call: _Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -6,13 +6,13 @@ owner and root can connect, as the kernel sees to, and these are the operator.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from forkypig.certificates.presented import Watched
 from forkypig.controller.local_users import LocalUsers
+from forkypig.controller.principal import in_tenant
+from forkypig.controller.store import Store, tenants
 from forkypig.controller.tokens import Tokens
-from forkypig.errors import PermissionDenied, Unauthenticated
-from forkypig.model import check_name
+from forkypig.errors import NotFound, Unauthenticated
 from forkypig.model.access import DEFAULT_TENANT, Principal, Role
 
 OPERATOR = Principal("operator", DEFAULT_TENANT, Role.ADMIN, operator=True)
@@ -22,16 +22,25 @@ _SCHEME = "bearer "
 class Gate:
     """Knows all ways in."""
 
-    def __init__(self, tokens: Tokens, certificates: Watched, local_users: LocalUsers) -> None:
+    def __init__(self, store: Store, tokens: Tokens, certificates: Watched, local_users: LocalUsers) -> None:
+        self._store = store
         self._tokens, self._certificates, self._local_users = tokens, certificates, local_users
 
     async def who(self, metadata: Mapping[str, str], peer: str, certificate: bytes | None = None) -> Principal:
         """`metadata`: the call's, keys in lower case; `peer`: as gRPC names it; `certificate`: PEM, found to be of our
-        authority by TLS. Raises Unauthenticated, without saying why; PermissionDenied for another's tenant."""
+        authority by TLS. Raises Unauthenticated, without saying why; PermissionDenied for another's tenant, NotFound
+        for one that the operator names and that is not there."""
         found = await self._found(metadata, peer, certificate)
         if found is None:
             raise Unauthenticated
-        return _in_tenant(found, metadata.get("forky-tenant", ""))
+        who = in_tenant(found, metadata.get("forky-tenant", ""))
+        if who.tenant != DEFAULT_TENANT:
+            async with self._store.read() as tx:
+                there = await tenants.get(tx, who.tenant) is not None
+            if not there:
+                # Whose token or certificate outlives their tenant is nobody any more.
+                raise NotFound("tenant", who.tenant, "see forky tenant ls") if who.operator else Unauthenticated()
+        return who
 
     async def _found(self, metadata: Mapping[str, str], peer: str, certificate: bytes | None) -> Principal | None:
         if (credentials := metadata.get("authorization")) is not None:
@@ -43,12 +52,3 @@ class Gate:
         if not peer.startswith("unix"):
             return None
         return self._local_users.principal_of(peer) if self._local_users.is_ours(peer) else OPERATOR
-
-
-def _in_tenant(who: Principal, tenant: str) -> Principal:
-    """The operator acts in the tenant that they name; all others in their own."""
-    if not tenant or tenant == who.tenant:
-        return who
-    if not who.operator:
-        raise PermissionDenied(f"you belong to tenant «{who.tenant}»: only the operator can act in another")
-    return replace(who, tenant=check_name("tenant", tenant))

@@ -41,12 +41,12 @@ _LEAST: dict[str, dict[str, Role | None]] = {
         "PackSnapshot": _USER,
         "DiffMemory": _USER,
         "ListEvents": _VIEWER,
-        "BuildImage": _USER,
+        "BuildImage": OPERATOR,
         "ListImages": _VIEWER,
         "GetImage": _VIEWER,
-        # Images are shared by all tenants.
-        "UpdateImage": OPERATOR,
-        "RemoveImage": OPERATOR,
+        # Those that are the tenant's alone, as the service sees to.
+        "UpdateImage": _USER,
+        "RemoveImage": _USER,
     },
     # What is read in a guest may be secret.
     "forkypig.v1.Agent": {"Exec": _USER, "Upload": _USER, "Download": _USER, "StatPath": _USER},
@@ -58,6 +58,17 @@ _LEAST: dict[str, dict[str, Role | None]] = {
         "ListRemote": _USER,
         "CollectStore": OPERATOR,
         "CheckStore": OPERATOR,
+    },
+    "forkypig.v1.Tenants": {
+        "CreateTenant": OPERATOR,
+        "ListTenants": OPERATOR,
+        "GetTenant": _VIEWER,
+        "SetQuota": OPERATOR,
+        "RemoveTenant": OPERATOR,
+        "GetKsm": OPERATOR,
+        "SetKsm": OPERATOR,
+        "ShareSnapshot": _USER,
+        "UnshareSnapshot": _USER,
     },
     "forkypig.v1.Auth": {
         "WhoAmI": _VIEWER,

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import structlog
 
-from forkypig.controller.store import Store, tokens
+from forkypig.controller.store import Store, tenants, tokens
 from forkypig.controller.store.tokens import Token
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, InvalidRequest, NotFound, PermissionDenied
@@ -60,7 +60,8 @@ class Tokens:
             log.warning("last use of a token not noted", token=token.id, error=str(error))
 
     async def create(self, who: Principal, name: str, tenant: str, role: Role, lifetime_s: int) -> tuple[Token, str]:
-        """A new token and its text, which nobody can learn later. Raises PermissionDenied, InvalidRequest."""
+        """A new token and its text, which nobody can learn later. Raises PermissionDenied, InvalidRequest,
+        NotFound (the tenant)."""
         if name:
             check_name("token", name)
         tenant = check_name("tenant", tenant or who.tenant)
@@ -82,6 +83,8 @@ class Tokens:
             expires_us=now + lifetime_s * 1_000_000 if lifetime_s else 0,
         )
         async with self._store.write() as tx:
+            if await tenants.get(tx, tenant) is None:
+                raise NotFound("tenant", tenant, "see forky tenant ls")
             await tokens.add(tx, token)
         return token, f"fp_{token.id}_{secret}"
 

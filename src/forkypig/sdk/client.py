@@ -23,6 +23,7 @@ from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.sdk.store import Storing
+from forkypig.sdk.tenants import Tenancy
 from forkypig.v1 import common_pb2, controller_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
@@ -37,7 +38,7 @@ _PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing, Access):
+class Forky(Storing, Access, Tenancy):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller import retried
+from forkypig.controller.principal import principal
 from forkypig.controller.store.engine import owner_of
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
@@ -30,6 +31,7 @@ _END = (
 _OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
 # Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
 KEPT = 2_000
+_COUNTED_US = 60_000_000  # the quota of forks per minute counts them
 _TRIM_EVERY = 100  # so that there are this many more at most
 
 
@@ -43,6 +45,7 @@ def _intent(row: Any) -> Intent:
         source=MachineId(row.source) if row.source else None,
         arguments=json.loads(row.arguments),
         owner=row.owner,
+        tenant=row.tenant,
     )
 
 
@@ -53,11 +56,13 @@ async def add(
     machines: Sequence[MachineId] = (),
     snapshot: SnapshotId | None = None,
     source: MachineId | None = None,
+    tenant: str | None = None,
     **arguments: str | float | bool,
 ) -> Intent:
     """Writes down what is going to be done, by the controller whose transaction it is, and which request of a caller it
-    is, where that can come again."""
-    owner = owner_of(connection)
+    is, where that can come again. `tenant` None: that of whoever asks."""
+    owner, whose = owner_of(connection), principal().tenant if tenant is None else tenant
+    now = now_us()
     values: dict[str, Any] = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
@@ -66,8 +71,9 @@ async def add(
         "source": source,
         "arguments": json.dumps(arguments),
         "error": "",
-        "started_us": now_us(),
+        "started_us": now,
         "owner": owner,
+        "tenant": whose,
     }
     if (asked := retried.take(kind)) is not None:
         # One that was undone has made nothing; the request is asked anew.
@@ -82,7 +88,8 @@ async def add(
     except IntegrityError as error:
         raise Busy("this request", "another controller has taken it up") from error
     if number % _TRIM_EVERY == 0:
-        await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
+        old = (table.c.id <= number - KEPT) & (table.c.started_us < now - _COUNTED_US)
+        await connection.execute(delete(table).where(old, table.c.status.not_in(_OPEN)))
     return Intent(
         id=number,
         kind=kind,
@@ -91,6 +98,7 @@ async def add(
         source=source,
         arguments=arguments,
         owner=owner,
+        tenant=whose,
     )
 
 
@@ -129,6 +137,16 @@ async def unfinished(connection: AsyncConnection) -> list[Intent]:
     """Those that are open or being undone, oldest first."""
     rows = await connection.execute(select(table).where(table.c.status.in_(_OPEN)).order_by(table.c.id))
     return [_intent(row) for row in rows]
+
+
+async def forks_since(connection: AsyncConnection, tenant: str, started_us: int) -> int:
+    """How many forks a tenant asked for after a moment, whatever became of them."""
+    found = await connection.execute(
+        select(func.count())
+        .select_from(table)
+        .where(table.c.tenant == tenant, table.c.started_us > started_us, table.c.kind == IntentKind.FORK.value)
+    )
+    return int(found.scalar_one())
 
 
 async def undone_ids(connection: AsyncConnection) -> frozenset[str]:
