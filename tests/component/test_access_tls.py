@@ -178,11 +178,10 @@ async def test_another_user_of_this_computer_is_known_by_the_kernel() -> None:
             await made.tenant("acme")
 
             async def as_user(uid: int, path: Path) -> tuple[str, str]:
+                # Not subprocess's own `user`, which forks: gRPC's threads don't survive that.
                 child = await asyncio.create_subprocess_exec(
+                    *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
                     *(sys.executable, "-c", _AS_USER, str(path)),
-                    user=uid,
-                    group=uid,
-                    extra_groups=[],
                     cwd="/",
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
