@@ -105,8 +105,8 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
-            tasks.create_task(peers.run())
             tasks.create_task(admission.run(operations.changes.put_to_sleep))
+            tasks.create_task(peers.run())
             try:
                 yield App(desk, operations, access, asyncio.Event())
             except ForkyError as error:

@@ -44,8 +44,8 @@ def _intent(row: Any) -> Intent:
         snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
         source=MachineId(row.source) if row.source else None,
         arguments=json.loads(row.arguments),
-        owner=row.owner,
         tenant=row.tenant,
+        owner=row.owner,
     )
 
 
@@ -72,8 +72,8 @@ async def add(
         "arguments": json.dumps(arguments),
         "error": "",
         "started_us": now,
-        "owner": owner,
         "tenant": whose,
+        "owner": owner,
     }
     if (asked := retried.take(kind)) is not None:
         # One that was undone has made nothing; the request is asked anew.
@@ -97,8 +97,8 @@ async def add(
         snapshot=snapshot,
         source=source,
         arguments=arguments,
-        owner=owner,
         tenant=whose,
+        owner=owner,
     )
 
 

@@ -127,8 +127,8 @@ operations = Table(
     # Of the call that asked for it, where that had an idempotency key; see controller/retries.py.
     Column("request", String(64)),
     Column("content_sha256", String(64)),
-    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
+    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
 Index("ix_operations_request", operations.c.request, unique=True)
@@ -171,17 +171,6 @@ events = Table(
     sqlite_autoincrement=True,  # a number is never given twice, also after the newest were removed
 )
 
-# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", String(300), primary_key=True),
-    Column("holder", String(280), nullable=False),  # the controller's name
-    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
-    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
-    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
-)
-
 tenants = Table(
     "tenants",
     metadata,
@@ -211,4 +200,15 @@ image_owners = Table(
     metadata,
     Column("image", String(14), primary_key=True),  # which may be gone: not a foreign key
     Column("tenant", String(63), primary_key=True),
+)
+
+# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(300), primary_key=True),
+    Column("holder", String(280), nullable=False),  # the controller's name
+    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
+    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
+    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
 )
