@@ -41,8 +41,8 @@ def _intent(row: Any) -> Intent:
         snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
         source=MachineId(row.source) if row.source else None,
         arguments=json.loads(row.arguments),
-        tenant=row.tenant,
         owner=row.owner,
+        tenant=row.tenant,
     )
 
 
@@ -58,8 +58,8 @@ async def add(
 ) -> Intent:
     """Writes down what is going to be done, by the controller whose transaction it is. `tenant` None: that of whoever
     asks."""
-    owner, now = owner_of(connection), now_us()
-    whose = principal().tenant if tenant is None else tenant
+    owner, whose = owner_of(connection), principal().tenant if tenant is None else tenant
+    now = now_us()
     values = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
@@ -69,8 +69,8 @@ async def add(
         "arguments": json.dumps(arguments),
         "error": "",
         "started_us": now,
-        "tenant": whose,
         "owner": owner,
+        "tenant": whose,
     }
     number = (await connection.execute(_ADD, values)).scalar_one()
     if number % _TRIM_EVERY == 0:
@@ -83,8 +83,8 @@ async def add(
         snapshot=snapshot,
         source=source,
         arguments=arguments,
-        tenant=whose,
         owner=owner,
+        tenant=whose,
     )
 
 
