@@ -136,13 +136,14 @@ def _compare_snapshots(records: Records, seen: Seen, made: Plan, busy: set[str],
         parent = snapshot.parent if snapshot.parent in records.snapshots or snapshot.parent in seen.snapshots else None
         row = records.snapshots.get(snapshot.id)
         if row is not None:
-            # The host measures; kind, tag, message, descent and tenant are the controller's.
+            # The host measures; kind, tag, message, descent and tenant are the controller's. Of two splits of one
+            # machine the later may be written down first, before its parent is known.
             current = replace(
                 snapshot,
                 kind=row.kind,
                 tag=row.tag,
                 message=row.message,
-                parent=row.parent,
+                parent=row.parent or parent,
                 machine=row.machine,
                 tenant=row.tenant,
             )
