@@ -20,7 +20,8 @@ from forkypig.controller.store import Store, events, images, intents, machines, 
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.reconcile import Plan, Records, merge, plan
 from forkypig.errors import ForkyError, HostUnreachable
-from forkypig.model import ImageId, Machine, MachineId, MachineState, SnapshotId
+from forkypig.model import ImageId, Machine, MachineId, MachineState, Snapshot, SnapshotId
+from forkypig.model.access import DEFAULT_TENANT
 
 log = structlog.get_logger()
 
@@ -236,10 +237,12 @@ class Reconciler:
             await self._record_machine(tx, machine, records.machines.get(machine.id), names)
         await machines.delete_all(tx, made.forget_machines)
         for gone in made.forget_machines:
-            await events.add(tx, "machine.removed", gone, "it was never finished")
+            tenant = _tenant_of(records.machines.get(gone))
+            await events.add(tx, "machine.removed", gone, "it was never finished", tenant=tenant)
         for lost in made.forget_snapshots:
             await snapshots.delete_one(tx, lost)
-            await events.add(tx, "snapshot.lost", lost, "the host does not have it any more")
+            words, tenant = "the host does not have it any more", _tenant_of(records.snapshots.get(lost))
+            await events.add(tx, "snapshot.lost", lost, words, tenant=tenant)
         for intent, status in self._ended(made):
             if not removals & intent.names:
                 await self._end(tx, intent, status)
@@ -251,9 +254,11 @@ class Reconciler:
             machine = replace(machine, image_name=names.get(machine.image, ""))
         await machines.save(tx, [machine])
         if before is None:
-            await events.add(tx, "machine.adopted", machine.id, f"{machine.name}, found on the host")
+            words = f"{machine.name}, found on the host"
+            await events.add(tx, "machine.adopted", machine.id, words, tenant=machine.tenant)
         elif before.state is not machine.state:
-            await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.failure)
+            kind = f"machine.{machine.state.value}"
+            await events.add(tx, kind, machine.id, machine.failure, tenant=machine.tenant)
 
     def _ended(self, made: Plan) -> list[tuple[Intent, IntentStatus]]:
         return [
@@ -263,7 +268,8 @@ class Reconciler:
 
     async def _end(self, tx: AsyncConnection, intent: Intent, status: IntentStatus) -> None:
         await intents.end(tx, intent, status)
-        await events.add(tx, f"operation.{status.value}", str(intent.id), f"{intent.kind.value}, reconciled")
+        words = f"{intent.kind.value}, reconciled"
+        await events.add(tx, f"operation.{status.value}", str(intent.id), words, tenant=intent.tenant)
         self._journal.failed.discard(intent.id)
         log.info("reconciled", intent=intent.id, kind=intent.kind.value, status=status.value)
 
@@ -276,16 +282,19 @@ class Reconciler:
             async with slots:
                 await self._host.remove_machine(machine)
             async with self._store.write() as tx:
+                row = await machines.get(tx, machine)
+                tenant = row.tenant if row else DEFAULT_TENANT
                 await machines.delete_all(tx, [machine])
-                await events.add(tx, "machine.removed", machine, "undone or left over")
+                await events.add(tx, "machine.removed", machine, "undone or left over", tenant=tenant)
             gone.add(machine)
 
         async def remove_snapshot(snapshot: SnapshotId) -> None:
             async with slots:
                 await self._host.remove_snapshot(snapshot)
             async with self._store.write() as tx:
+                tenant = next((s.tenant for s in await snapshots.every(tx) if s.id == snapshot), DEFAULT_TENANT)
                 await snapshots.delete_one(tx, snapshot)
-                await events.add(tx, "snapshot.removed", snapshot)
+                await events.add(tx, "snapshot.removed", snapshot, tenant=tenant)
             gone.add(snapshot)
 
         work = [remove_machine(m) for m in made.remove_machines] + [remove_snapshot(s) for s in made.remove_snapshots]
@@ -300,6 +309,10 @@ class Reconciler:
             for intent, status in self._ended(made):
                 if intent.names & gone and not intent.names & left:
                     await self._end(tx, intent, status)
+
+
+def _tenant_of(row: Machine | Snapshot | None) -> str:
+    return row.tenant if row else DEFAULT_TENANT
 
 
 def _removal(machine: MachineId) -> Intent:
