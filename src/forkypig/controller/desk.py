@@ -180,7 +180,8 @@ async def as_seen(tx: AsyncConnection, rows: Sequence[Snapshot]) -> list[Snapsho
     """Snapshots as the asking tenant may see them: what they stand on is told where that is the tenant's or shared
     with it; of one that others share, neither its machine nor who else has it."""
     tenant = principal().tenant
-    visible = {each.id for each in await snapshots.seen_by(tx, tenant)}
+    parents = {row.parent for row in rows if row.parent is not None}
+    visible = await snapshots.visible(tx, tenant, parents)
     sharing = await snapshots.sharing(tx)
     seen = []
     for row in rows:

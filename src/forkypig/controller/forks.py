@@ -196,10 +196,10 @@ class Forks:
         """The new snapshot, and that the machine's successor stands on it."""
         if isinstance(asked.source, Snapshot):
             return asked.source
-        parent, made = made.parent, await known_parent(tx, made)
+        parent = made.parent
+        made = replace(await known_parent(tx, made), tenant=asked.source.tenant)
         if made.parent != parent:
             self._desk.reconciler.look_soon()  # a split before this one, not written down yet: its parent
-        made = replace(made, tenant=asked.source.tenant)
         await snapshots.save(tx, [made])
         await machines.set_snapshot(tx, asked.source.id, made.id)
         await events.add(tx, "snapshot.created", made.id, f"of {asked.source.name}")

@@ -20,7 +20,7 @@ from forkypig.controller.store import Store, events, images, intents, machines, 
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.reconcile import Plan, Records, merge, plan
 from forkypig.errors import ForkyError, HostUnreachable
-from forkypig.model import ImageId, Machine, MachineId, MachineState, Snapshot, SnapshotId
+from forkypig.model import ImageId, Machine, MachineId, MachineState, SnapshotId
 from forkypig.model.access import DEFAULT_TENANT
 
 log = structlog.get_logger()
@@ -237,11 +237,11 @@ class Reconciler:
             await self._record_machine(tx, machine, records.machines.get(machine.id), names)
         await machines.delete_all(tx, made.forget_machines)
         for gone in made.forget_machines:
-            tenant = _tenant_of(records.machines.get(gone))
+            tenant = records.machines[gone].tenant
             await events.add(tx, "machine.removed", gone, "it was never finished", tenant=tenant)
         for lost in made.forget_snapshots:
             await snapshots.delete_one(tx, lost)
-            words, tenant = "the host does not have it any more", _tenant_of(records.snapshots.get(lost))
+            words, tenant = "the host does not have it any more", records.snapshots[lost].tenant
             await events.add(tx, "snapshot.lost", lost, words, tenant=tenant)
         for intent, status in self._ended(made):
             if not removals & intent.names:
@@ -309,10 +309,6 @@ class Reconciler:
             for intent, status in self._ended(made):
                 if intent.names & gone and not intent.names & left:
                     await self._end(tx, intent, status)
-
-
-def _tenant_of(row: Machine | Snapshot | None) -> str:
-    return row.tenant if row else DEFAULT_TENANT
 
 
 def _removal(machine: MachineId) -> Intent:

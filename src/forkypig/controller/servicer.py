@@ -113,10 +113,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         if request.name_prefix:
             check_name("machine", request.name_prefix.rstrip("-"))
         async with self._desk.store.read() as tx:
+            tenant, prefix = principal().tenant, request.name_prefix
             found, token = await paged(
-                lambda limit, after: machines.page(
-                    tx, principal().tenant, limit=limit, after=after, name_prefix=request.name_prefix
-                ),
+                lambda limit, after: machines.page(tx, tenant, limit=limit, after=after, name_prefix=prefix),
                 request.page_size,
                 request.page_token,
             )
@@ -184,8 +183,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
         async with self._desk.store.read() as tx:
+            tenant = principal().tenant
             found, token = await paged(
-                lambda limit, after: snapshots.page(tx, principal().tenant, limit=limit, after=after),
+                lambda limit, after: snapshots.page(tx, tenant, limit=limit, after=after),
                 request.page_size,
                 request.page_token,
             )

@@ -113,6 +113,9 @@ class Ksm:
                 (self._sys / name).write_text(value)
 
     def _restore(self) -> None:
+        if self._before.get("run") == "0":
+            # Takes merged pages apart. A ksmd that is only stopped does not count what MADV_UNMERGEABLE took apart.
+            (self._sys / "run").write_text("2")
         for name, value in self._before.items():
             (self._sys / name).write_text(value)
         self._before = {}

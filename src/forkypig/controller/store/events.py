@@ -19,13 +19,8 @@ async def add(
     connection: AsyncConnection, kind: str, subject: str, detail: str = "", *, tenant: str | None = None
 ) -> None:
     """Something happened. `tenant` None: that of whoever asks; what the system does by itself says whose it is."""
-    values = {
-        "time_us": now_us(),
-        "kind": kind,
-        "subject": subject,
-        "detail": detail,
-        "tenant": principal().tenant if tenant is None else tenant,
-    }
+    whose = principal().tenant if tenant is None else tenant
+    values = {"time_us": now_us(), "kind": kind, "subject": subject, "detail": detail, "tenant": whose}
     sequence = (await connection.execute(_ADD, values)).scalar_one()
     if sequence % _TRIM_EVERY == 0:
         await connection.execute(delete(table).where(table.c.sequence <= sequence - KEPT))

@@ -41,8 +41,8 @@ def _intent(row: Any) -> Intent:
         snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
         source=MachineId(row.source) if row.source else None,
         arguments=json.loads(row.arguments),
-        owner=row.owner,
         tenant=row.tenant,
+        owner=row.owner,
     )
 
 
@@ -58,8 +58,8 @@ async def add(
 ) -> Intent:
     """Writes down what is going to be done, by the controller whose transaction it is. `tenant` None: that of whoever
     asks."""
-    owner, whose = owner_of(connection), principal().tenant if tenant is None else tenant
-    now = now_us()
+    owner, now = owner_of(connection), now_us()
+    whose = principal().tenant if tenant is None else tenant
     values = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
@@ -69,8 +69,8 @@ async def add(
         "arguments": json.dumps(arguments),
         "error": "",
         "started_us": now,
-        "owner": owner,
         "tenant": whose,
+        "owner": owner,
     }
     number = (await connection.execute(_ADD, values)).scalar_one()
     if number % _TRIM_EVERY == 0:
@@ -83,8 +83,8 @@ async def add(
         snapshot=snapshot,
         source=source,
         arguments=arguments,
-        owner=owner,
         tenant=whose,
+        owner=owner,
     )
 
 

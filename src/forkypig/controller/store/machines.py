@@ -82,10 +82,7 @@ async def every(connection: AsyncConnection) -> list[Machine]:
 
 async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Machine]:
     """A tenant's, oldest first."""
-    rows = await connection.execute(
-        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
-    )
-    return [_machine(row) for row in rows]
+    return await page(connection, tenant, limit=0)
 
 
 async def page(
@@ -109,12 +106,12 @@ async def page(
 
 
 async def on(connection: AsyncConnection, snapshot: SnapshotId) -> list[Machine]:
-    """Those that stand on a snapshot."""
+    """Those that stand on a snapshot, whosever they are."""
     return [_machine(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
 
 
 async def names(connection: AsyncConnection, tenant: str, prefix: str) -> set[str]:
-    """The names of a tenant's that begin so."""
+    """The names that are taken in a tenant and begin so."""
     asked = select(table.c.name).where(table.c.tenant == tenant, *_begins(prefix))
     return set((await connection.execute(asked)).scalars())
 

@@ -1,15 +1,17 @@
 """Rows of snapshots, and of the templates among them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines, shares, templates
 from forkypig.controller.store.tables import snapshots as table
 from forkypig.model import ImageId, MachineId, Shape, Snapshot, SnapshotId, SnapshotKind
 from forkypig.model.access import EVERY_TENANT
+
+_MOST_ASKED = 1000  # values in one statement
 
 TemplateKey = tuple[ImageId, Shape]
 
@@ -81,7 +83,7 @@ async def by_tag(connection: AsyncConnection, tenant: str, tag: str) -> Snapshot
 async def seen_by(connection: AsyncConnection, tenant: str, *, tag: str = "", prefix: str = "") -> list[Snapshot]:
     """What a tenant may start machines from, its own and what others share with it, oldest first; `tag`: those that are
     called so, `prefix`: those whose id begins so. Not those that are being removed, where one of both is given."""
-    query = select(table).where((table.c.tenant == tenant) | table.c.id.in_(_shared_with(tenant)))
+    query = select(table).where(_seen_by(tenant))
     if tag:
         query = query.where(table.c.tag == tag)
     if prefix:
@@ -90,6 +92,10 @@ async def seen_by(connection: AsyncConnection, tenant: str, *, tag: str = "", pr
         query = query.where(table.c.removing.is_(False))
     rows = await connection.execute(query.order_by(table.c.created_us, table.c.id))
     return [_snapshot(row) for row in rows]
+
+
+def _seen_by(tenant: str) -> ColumnElement[bool]:
+    return (table.c.tenant == tenant) | table.c.id.in_(_shared_with(tenant))
 
 
 def _shared_with(tenant: str) -> Select[tuple[str]]:
@@ -132,18 +138,32 @@ async def every(connection: AsyncConnection) -> list[Snapshot]:
     return [_snapshot(row) for row in rows]
 
 
+async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Snapshot]:
+    """A tenant's, oldest first, also those that are being removed."""
+    rows = await connection.execute(
+        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    )
+    return [_snapshot(row) for row in rows]
+
+
 async def page(
     connection: AsyncConnection, tenant: str, *, limit: int, after: tuple[int, str] | None = None
 ) -> list[Snapshot]:
-    """At most `limit` of those that a tenant may start machines from, oldest first (0: all), after a time of creation
-    and an id."""
-    seen = (table.c.tenant == tenant) | table.c.id.in_(_shared_with(tenant))
-    asked = select(table).where(seen).order_by(table.c.created_us, table.c.id)
+    """At most `limit` of those that a tenant sees, oldest first (0: all), after a time of creation and an id."""
+    asked = select(table).where(_seen_by(tenant)).order_by(table.c.created_us, table.c.id)
     if limit:
         asked = asked.limit(limit)
     if after is not None:
         asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
     return [_snapshot(row) for row in await connection.execute(asked)]
+
+
+async def visible(connection: AsyncConnection, tenant: str, among: Collection[SnapshotId]) -> set[SnapshotId]:
+    """Those among these that a tenant sees."""
+    asked = select(table.c.id).where(_seen_by(tenant))
+    if len(among) <= _MOST_ASKED:
+        asked = asked.where(table.c.id.in_(among))
+    return {SnapshotId(row.id) for row in await connection.execute(asked)}
 
 
 async def is_there(connection: AsyncConnection, snapshot: str) -> bool:
@@ -154,14 +174,6 @@ async def is_there(connection: AsyncConnection, snapshot: str) -> bool:
 async def made_of(connection: AsyncConnection, snapshot: SnapshotId) -> list[Snapshot]:
     """Those whose parent it is."""
     return [_snapshot(row) for row in await connection.execute(select(table).where(table.c.parent == snapshot))]
-
-
-async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Snapshot]:
-    """A tenant's, oldest first, also those that are being removed."""
-    rows = await connection.execute(
-        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
-    )
-    return [_snapshot(row) for row in rows]
 
 
 async def count(connection: AsyncConnection, tenant: str) -> int:

@@ -123,8 +123,8 @@ operations = Table(
     Column("error", Text, nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
-    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
+    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
 Index("ix_operations_tenant", operations.c.tenant, operations.c.started_us)
@@ -139,17 +139,6 @@ events = Table(
     Column("detail", Text, nullable=False),
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     sqlite_autoincrement=True,  # a number is never given twice, also after the newest were removed
-)
-
-# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", String(300), primary_key=True),
-    Column("holder", String(280), nullable=False),  # the controller's name
-    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
-    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
-    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
 )
 
 tenants = Table(
@@ -181,4 +170,15 @@ image_owners = Table(
     metadata,
     Column("image", String(14), primary_key=True),  # which may be gone: not a foreign key
     Column("tenant", String(63), primary_key=True),
+)
+
+# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(300), primary_key=True),
+    Column("holder", String(280), nullable=False),  # the controller's name
+    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
+    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
+    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
 )
