@@ -17,11 +17,12 @@ from forkypig.errors import NotFound, NotPossibleNow
 from forkypig.model.ids import SnapshotId
 from forkypig.pager.order import BaseImage, Disk, DiskLayer, Extent
 from forkypig.v1 import pager_pb2
-from tests.component.pager_rig import PAGE, Model, Rig, child_of, drop_cache, running_pager
+from tests.component.pager_rig import PAGE, Model, Rig, child_of, drop_cache, order, running_pager
 
 pytestmark = pytest.mark.skipif("os.geteuid() != 0", reason="FUSE with allow_other needs root")
 MIB = 2**20
 SIZE = 4 * MIB
+PACKER = "forkypig.pager.packer"
 FROZEN, PACKED = pager_pb2.PagerSnapshot.STATE_FROZEN, pager_pb2.PagerSnapshot.STATE_PACKED
 
 
@@ -138,14 +139,12 @@ async def test_a_packer_that_is_killed_leaves_everything_as_it_was() -> None:
         guest = await asyncio.to_thread(rig.guest, None, size)
         await asyncio.to_thread(guest.dirty, 0, size)
         root = await rig.split(guest, None, size)
-        for delay_s in (0.0, 0.1, 0.3):
-            packing = asyncio.create_task(rig.pack(root))
-            while not (pid := child_of(rig.holder_pid, "forkypig.pager.packer")):
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(delay_s)
-            os.kill(pid, signal.SIGKILL)
+        for _ in range(2):
             with pytest.raises(NotPossibleNow, match="try again"):
-                await packing
+                async for progress in rig.client.pack(root, order()):
+                    if 0 < progress.done < size:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(child_of(rig.holder_pid, PACKER), signal.SIGKILL)
             assert await rig.state(root) == FROZEN
         content = await rig.content(root)
         assert await rig.pack(root) == size
@@ -154,6 +153,41 @@ async def test_a_packer_that_is_killed_leaves_everything_as_it_was() -> None:
         guest.end()
         drop_cache(rig.file(root))
         assert await rig.content(root) == content
+
+
+async def test_a_packer_stays_for_the_next_job_and_is_replaced_when_it_was_killed() -> None:
+    async with running_pager() as rig:
+        snapshots = [(await _frozen(rig))[0] for _ in range(4)]
+        await rig.pack(snapshots[0])
+        first = child_of(rig.holder_pid, PACKER)
+        assert os.sched_getscheduler(first) == os.SCHED_IDLE
+        descriptors = len(list(Path(f"/proc/{first}/fd").iterdir()))
+        await rig.pack(snapshots[1])
+        assert child_of(rig.holder_pid, PACKER) == first
+        assert len(list(Path(f"/proc/{first}/fd").iterdir())) <= descriptors + 1, "a job leaves descriptors behind"
+        os.kill(first, signal.SIGKILL)
+        await rig.pack(snapshots[2])
+        second = child_of(rig.holder_pid, PACKER)
+        os.kill(second, signal.SIGSTOP)
+        packing = asyncio.create_task(rig.pack(snapshots[3]))
+        await asyncio.sleep(0.2)
+        os.kill(second, signal.SIGKILL)  # it had the job, and had not begun
+        await packing
+        assert second not in (first, child_of(rig.holder_pid, PACKER))
+        assert await rig.state(snapshots[3]) == PACKED
+
+
+async def test_a_store_without_jobs_holds_no_packs_that_were_collected() -> None:
+    async with running_pager() as rig:
+        snapshot, _ = await _frozen(rig)
+        other, _ = await _frozen(rig, parent=snapshot)
+        await rig.pack(snapshot)
+        await rig.pack(other)
+        packer = child_of(rig.holder_pid, PACKER)
+        deadline = time.monotonic() + 20
+        while any(".pack" in str(entry.readlink()) for entry in Path(f"/proc/{packer}/fd").iterdir()):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
 
 
 async def test_a_snapshot_that_is_forgotten_while_it_is_packed_leaves_no_manifest() -> None:

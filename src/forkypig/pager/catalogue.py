@@ -15,6 +15,7 @@ from forkypig.pager import frozen
 from forkypig.pager.index import PageIndex
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.order import PackOrder
+from forkypig.pager.packer_link import PackerLink
 from forkypig.pager.packing import Packed, Packing
 from forkypig.pager.prefetch import Recording
 from forkypig.pager.reader_link import ReaderLink
@@ -30,6 +31,7 @@ _LARGEST_BYTES = 1 << 44
 # The index is completed in the background when the load is over, at the latest this long after Bind.
 _COMPLETE_AFTER_S = 2.0
 _COMPLETE_AFTER_LOAD_S = 0.5
+_PACKER_AFTER_LOAD_S = 1.0  # a machine's first moments are over
 
 
 class Catalogue:
@@ -44,6 +46,7 @@ class Catalogue:
         self._reader, self._starts, self._mount = reader, starts, mount
         self._upkeep = Upkeep(layers, self.snapshots)
         self._packing: dict[str, Packing] = {}
+        self._packer = PackerLink(shelf.directory)
         self._one_at_a_time = asyncio.Lock()
         self._replacing = asyncio.Lock()  # references of the whole catalogue change
         self._moves = 0
@@ -124,6 +127,8 @@ class Catalogue:
         snapshot = self.get(snapshot_id)
         self._starts.end_of_load(snapshot)
         asyncio.get_running_loop().call_later(_COMPLETE_AFTER_LOAD_S, self._upkeep.complete_soon, snapshot)
+        # It is packed sooner or later, or one after it.
+        asyncio.get_running_loop().call_later(_PACKER_AFTER_LOAD_S, self._packer.start_soon)
 
     async def pack(self, snapshot_id: str, order: PackOrder) -> Packing:
         """Makes a snapshot durable; a second caller follows the first one's. Returns what can be followed."""
@@ -214,6 +219,7 @@ class Catalogue:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._packer.close()
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +278,7 @@ class Catalogue:
             while True:
                 moves = self._moves
                 try:
-                    result = await packing.run(self.shelf, self.layers)
+                    result = await packing.run(self.shelf, self.layers, self._packer)
                 except NotPossibleNow:
                     if moves == self._moves:
                         raise
