@@ -31,7 +31,8 @@ _LARGEST_BYTES = 1 << 44
 # The index is completed in the background when the load is over, at the latest this long after Bind.
 _COMPLETE_AFTER_S = 2.0
 _COMPLETE_AFTER_LOAD_S = 0.5
-_PACKER_AFTER_LOAD_S = 1.0  # a machine's first moments are over
+# Where a machine starts, snapshots will be made and packed: the packer is there by then. Its first moments are over.
+_PACKER_AFTER_START_S = 2.0
 
 
 class Catalogue:
@@ -127,8 +128,6 @@ class Catalogue:
         snapshot = self.get(snapshot_id)
         self._starts.end_of_load(snapshot)
         asyncio.get_running_loop().call_later(_COMPLETE_AFTER_LOAD_S, self._upkeep.complete_soon, snapshot)
-        # It is packed sooner or later, or one after it.
-        asyncio.get_running_loop().call_later(_PACKER_AFTER_LOAD_S, self._packer.start_soon)
 
     async def pack(self, snapshot_id: str, order: PackOrder) -> Packing:
         """Makes a snapshot durable; a second caller follows the first one's. Returns what can be followed."""
@@ -202,6 +201,8 @@ class Catalogue:
         """A process has opened one of its files."""
         if to_write and snapshot.state is State.PACKED and file.opened == 0:
             self._starts.begins(snapshot)
+        if to_write:
+            asyncio.get_running_loop().call_later(_PACKER_AFTER_START_S, self._packer.start_soon)
         file.opened += 1
         file.touched = True
 
