@@ -199,7 +199,7 @@ class Catalogue:
 
     def opened(self, snapshot: Snapshot, file: ServedFile, *, to_write: bool) -> None:
         """A process has opened one of its files."""
-        if to_write and snapshot.state is State.PACKED and file.opened == 0:
+        if to_write and snapshot.state is State.PACKED:
             self._starts.begins(snapshot)
         if to_write:
             asyncio.get_running_loop().call_later(_PACKER_AFTER_START_S, self._packer.start_soon)
