@@ -248,6 +248,7 @@ async def test_the_working_set_of_a_start_is_pushed_at_the_next() -> None:
         for offset in offsets:
             await asyncio.to_thread(child.dirty, offset, min(offset + 4 * PAGE, size))
         drop_cache(rig.file(root))
+        reads = {s.snapshot: s.reads for s in (await rig.client.status()).snapshots}[root]
         pushes = rig.log().count("event=pushed")
         second = await asyncio.to_thread(rig.guest, root, size)
         while rig.log().count("event=pushed") == pushes:
@@ -255,7 +256,7 @@ async def test_the_working_set_of_a_start_is_pushed_at_the_next() -> None:
             await asyncio.sleep(0.02)
         assert [await asyncio.to_thread(second.read, offset, 12) for offset in offsets] == expected
         status = await rig.client.status()
-        assert {s.snapshot: s.reads for s in status.snapshots}[root] == 0, "a machine that runs kept the push away"
+        assert {s.snapshot: s.reads for s in status.snapshots}[root] == reads, "a machine that runs kept the push away"
 
 
 async def test_chunks_that_a_collection_moves_are_found_at_their_new_places() -> None:
