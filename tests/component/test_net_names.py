@@ -4,9 +4,8 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -20,7 +19,7 @@ from forkypig.model.network import Egress, NetworkMode, NetworkPolicy
 from forkypig.net.fabric import Fabric
 from forkypig.net.names import OPEN_PER_MACHINE, NameServer
 from forkypig.net.slot import Slot
-from tests.component.net_rig import OUTSIDE, World, connect, make_world, needs_root, new_socket
+from tests.component.net_rig import OUTSIDE, World, connect, needs_root, new_socket
 
 pytestmark = needs_root
 
@@ -93,12 +92,12 @@ class Town:
         self.policy: NetworkPolicy | None = NetworkPolicy()
         self.failing = False
 
-    def resolve(self, name: str) -> IPv4Address | None:
+    def resolve(self, name: str, _asker: IPv4Address) -> IPv4Address | None:
         if self.failing:
             raise RuntimeError("a defect")
         return self.names.get(name)
 
-    def name_of(self, address: IPv4Address) -> str | None:
+    def name_of(self, address: IPv4Address, _asker: IPv4Address) -> str | None:
         return next((name for name, there in self.names.items() if there == address), None)
 
     async def ask(self, name: str, kind: str = "A", *, tcp: bool = False) -> dns.message.Message:
@@ -117,12 +116,6 @@ class Town:
         with new_socket(self.guest, socket.SOCK_DGRAM, timeout_s) as asking:
             asking.sendto(data, ("10.0.2.3", 53))
             return asking.recv(4096)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with make_world(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
@@ -242,7 +235,7 @@ async def test_the_port_is_taken(world: World) -> None:
     try:
         with new_socket(world.host, socket.SOCK_DGRAM) as other:
             other.bind(("0.0.0.0", 53))
-            server = NameServer(fabric.config, lambda _: None, policy_of=lambda _: None, name_of=lambda _: None)
+            server = NameServer(fabric.config, lambda *_: None, policy_of=lambda _: None, name_of=lambda *_: None)
             with pytest.raises(NotPossibleNow, match=r"port 53 of 10\.112\.0\.1 can't be had"):
                 await server.open(fabric.gateway, fabric.subnet)
     finally:

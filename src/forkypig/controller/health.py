@@ -4,6 +4,7 @@ import asyncio
 import shutil
 
 from forkypig.controller.desk import Desk
+from forkypig.controller.principal import principal
 from forkypig.controller.store import machines, snapshots
 from forkypig.daemon.server import daemon_message
 from forkypig.daemon.settings import Settings
@@ -27,8 +28,9 @@ class Health:
     async def status(self) -> pb.GetStatusResponse:
         """Answers also when hostd does not."""
         answer = pb.GetStatusResponse(controller=daemon_message(self._started_us), home=str(self._settings.home))
+        whose = principal().tenant
         async with self._desk.store.read() as tx:
-            answer.machines, answer.snapshots = await machines.count(tx), await snapshots.count(tx)
+            answer.machines, answer.snapshots = await machines.count(tx, whose), await snapshots.count(tx, whose)
         try:
             host = await self._desk.host.status(timeout_s=_STATUS_S)
         except ForkyError as error:
@@ -63,15 +65,18 @@ class Health:
         return pb.DoctorResponse(checks=checks)
 
     async def _database(self) -> common.Check:
-        path = self._settings.database
+        path = self._desk.store.where
         try:
             trouble = await self._desk.store.check()
         except ForkyError as error:
             trouble = str(error)
         if trouble:
             remedy = f"put a backup of {path} in its place, or move it away: machines are then found again on the host"
+            if self._desk.store.is_shared:
+                remedy = "see the log of the PostgreSQL server"
             return common.Check(name="database", verdict=_FAILED, detail=trouble, remedy=remedy)
-        return common.Check(name="database", verdict=_OK, detail=f"{path} is sound")
+        sound = "answers" if self._desk.store.is_shared else "is sound"
+        return common.Check(name="database", verdict=_OK, detail=f"{path} {sound}")
 
     def _space(self) -> common.Check:
         home = self._settings.home

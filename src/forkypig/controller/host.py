@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from forkypig.controller.stamps import Stamp, StampedChannel
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import (
@@ -29,6 +31,7 @@ from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
 from forkypig.wire.config import config_to_wire, options_to_wire
+from forkypig.wire.ending import Ending
 from forkypig.wire.status import from_rpc_error
 
 # Questions that hostd answers from memory; the margin is for a host whose cores are all taken.
@@ -76,6 +79,17 @@ def host_errors() -> Iterator[None]:
         raise in_words(error) from error
 
 
+async def followed(call: Any) -> AsyncGenerator[Any, None]:
+    """A stream of the host's, ended when nobody listens any more."""
+    ending = Ending(call)
+    try:
+        with host_errors(), ending:
+            async for message in call:
+                yield message
+    finally:
+        call.cancel()
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What is said of a snapshot."""
@@ -89,17 +103,38 @@ class Host:
     """One host. Every method raises ForkyError: what hostd raised, HostUnreachable, or DeadlineExceeded."""
 
     def __init__(self, socket: Path) -> None:
+        self.stamp: Stamp = ()  # who calls, where several controllers do
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
-        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
-        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
-        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)
+        stamped: Any = StampedChannel(self._channel, lambda: self.stamp)
+        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(stamped)
+        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(stamped)
+        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(stamped)
 
     async def close(self) -> None:
         await self._channel.close()
 
+    async def fence(self, controller: str, number: int) -> None:
+        """From here on the host refuses calls of this controller with lower fencing numbers."""
+        with host_errors():
+            await self.stub.Fence(pb.FenceRequest(controller=controller, number=number), timeout=QUICK_S)
+
     async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
         with host_errors():
             return await self.stub.GetHostStatus(common.Empty(), timeout=timeout_s)
+
+    async def pressure(self, timeout_s: float) -> pb.HostPressure:
+        """How little memory there is, and how much machines do."""
+        with host_errors():
+            return await self.stub.GetPressure(common.Empty(), timeout=timeout_s)
+
+    async def ksm(self) -> common.KsmStatus:
+        with host_errors():
+            return await self.stub.GetKsm(common.Empty(), timeout=QUICK_S)
+
+    async def set_ksm(self, tenants: Sequence[str]) -> common.KsmStatus:
+        """KSM is for these tenants' machines, and no others."""
+        with host_errors():
+            return await self.stub.SetKsm(pb.HostSetKsmRequest(tenants=tenants), timeout=CHANGE_S)
 
     async def doctor(self) -> Sequence[common.Check]:
         with host_errors():
@@ -132,12 +167,15 @@ class Host:
             image=machine.image,
             shape=convert.shape_to_wire(machine.shape),
             config=config_to_wire(machine.config),
+            tenant=machine.tenant,
         )
         with host_errors():
             return convert.machine_from_wire(await self.stub.BootMachine(request, timeout=BOOT_S))
 
-    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape) -> Snapshot:
-        request = pb.MakeTemplateRequest(snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape))
+    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape, tenant: str) -> Snapshot:
+        request = pb.MakeTemplateRequest(
+            snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape), tenant=tenant
+        )
         with host_errors():
             return convert.snapshot_from_wire(await self.stub.MakeTemplate(request, timeout=BOOT_S))
 
@@ -218,12 +256,13 @@ class Host:
         return convert.machine_from_wire(answer)
 
     async def label(self, snapshot: Snapshot) -> None:
-        """Tells the host a snapshot's kind, tag and message."""
+        """Tells the host a snapshot's kind, tag, message and tenant."""
         request = pb.HostLabelSnapshotRequest(
             snapshot=snapshot.id,
             kind=convert.kind_to_wire(snapshot.kind),
             tag=snapshot.tag,
             message=snapshot.message,
+            tenant=snapshot.tenant,
         )
         with host_errors():
             await self.stub.LabelSnapshot(request, timeout=QUICK_S)
@@ -276,4 +315,7 @@ class Host:
 
 
 def _new_children(children: Sequence[Machine]) -> list[pb.NewChild]:
-    return [pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config)) for child in children]
+    return [
+        pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config), tenant=child.tenant)
+        for child in children
+    ]

@@ -7,6 +7,7 @@ record: it is a reason to ask.
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
@@ -14,11 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Flight, Journal
+from forkypig.controller.peers import Peers
 from forkypig.controller.store import Store, events, images, intents, machines, snapshots
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.reconcile import Plan, Records, merge, plan
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import ImageId, Machine, MachineId, MachineState, SnapshotId
+from forkypig.model.access import DEFAULT_TENANT
 
 log = structlog.get_logger()
 
@@ -31,8 +34,8 @@ _REMOVALS = 8  # at the same time
 class Reconciler:
     """One host's records."""
 
-    def __init__(self, store: Store, host: Host, journal: Journal) -> None:
-        self._store, self._host, self._journal = store, host, journal
+    def __init__(self, store: Store, host: Host, journal: Journal, peers: Peers) -> None:
+        self._store, self._host, self._journal, self._peers = store, host, journal, peers
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._again: asyncio.TimerHandle | None = None
@@ -45,6 +48,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Watches hostd for ever."""
+        self._peers.on_work = self._peers.on_lead = lambda: self.look_soon(0.0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_when_wanted())
             while True:
@@ -69,9 +73,12 @@ class Reconciler:
             try:
                 # The stream is opened before the comparison: what changes after the one is told by the other.
                 await asyncio.wait({first}, timeout=_GATHER_S)
-                await self.reconcile()
-                await self._mirror_images()
+                if led := self._peers.leads:
+                    await self.reconcile()
+                    await self._mirror_images()
                 self.connected, self.error = True, ""
+                if not led:
+                    self.look_soon(0.0)  # it may lead by now; if not, it asks the one that does
                 log.info("hostd followed")
                 await self._changed(await first)
             finally:
@@ -95,8 +102,8 @@ class Reconciler:
     # -- changes as they come ------------------------------------------------------------------------------------------
 
     async def _changed(self, seen: Machine) -> None:
-        if seen.state is MachineState.CREATING:
-            return
+        if seen.state is MachineState.CREATING or not self._peers.leads:
+            return  # it is another controller that keeps the records true
         if self._journal.concerns(seen.id):
             self._latest[seen.id] = seen
             return
@@ -110,6 +117,10 @@ class Reconciler:
         """Details are taken as they are, a state only if it is what the record says."""
         async with self._store.read() as tx:
             row = await machines.get(tx, seen.id)
+            _, others = await self._peers.sorted_intents(tx) if self._peers.number else ([], [])
+        if any(seen.id in intent.names for intent in others):
+            self.look_soon()  # another controller is at it, and records what becomes of it
+            return
         if row is None or row.state is not seen.state:
             if row is not None or seen.state is not MachineState.REMOVING:
                 self.look_soon(_GATHER_S)
@@ -121,11 +132,14 @@ class Reconciler:
             if (row := await machines.get(tx, seen.id)) is not None and row.state is seen.state:
                 await machines.save_known(tx, [merge(row, seen)])
 
-    async def landed(self, *about: MachineId) -> None:
-        """An operation on these machines is over: what was told of them meanwhile is held against the records."""
+    async def landed(self, *about: MachineId, recorded: Machine | None = None) -> None:
+        """An operation on these machines is over: what was told of them meanwhile is held against the records, or
+        against what was `recorded` a moment ago."""
         for machine in about:
-            if (seen := self._latest.pop(machine, None)) is not None:
-                await self._changed(seen)
+            seen = self._latest.pop(machine, None)
+            if seen is None or (recorded is not None and merge(recorded, seen, {recorded.snapshot}) == recorded):
+                continue
+            await self._changed(seen)
 
     def forget(self, machine: MachineId) -> None:
         """A machine is gone."""
@@ -150,6 +164,9 @@ class Reconciler:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            if not self._peers.leads:
+                self._peers.wish()
+                continue
             if not self.connected:
                 continue  # everything is compared when hostd is back
             try:
@@ -162,60 +179,73 @@ class Reconciler:
                 self.look_soon()
 
     async def reconcile(self) -> None:
-        """Compares, and makes the records and the host agree. Raises ForkyError where either can't be reached."""
+        """Compares, and makes the records and the host agree. Raises ForkyError where either can't be reached.
+
+        For the leader only."""
+        await self._peers.fence_off()
         with self._journal.flight() as flight:
             async with self._turn:
-                made = await self._decide()
-                await self._record(made, flight)
+                made = await self._decide(flight)
             await self._remove(made)
         if made.waiting:
             self.look_soon()
         self.collect.set()
 
-    async def _decide(self) -> Plan:
+    async def settle(self, failed: Sequence[Intent]) -> None:
+        """Has these undone, and returns when they are: here, or by the controller that leads."""
+        if self._peers.leads:
+            await self.reconcile()
+        else:
+            await self._peers.settled(failed)
+
+    async def _decide(self, flight: Flight) -> Plan:
+        """What to do, and of that our own part. The records are read when the host has answered: what operations were
+        about that began meanwhile, here or at another controller, is left alone."""
         with self._journal.touched() as touched:
             async with self._store.read() as tx:
-                rows = await machines.every(tx)
-                snapshot_rows = await snapshots.every(tx)
-                left = [i for i in await intents.unfinished(tx) if not self._journal.is_under_way(i)]
-                undone = await intents.undone_ids(tx)
-                keys = await snapshots.template_keys(tx)
+                newest = await intents.newest(tx)
+                _, others = await self._peers.sorted_intents(tx)
             seen = await self._host.seen()
-            records = Records(
-                machines={m.id: m for m in rows},
-                snapshots={s.id: s for s in snapshot_rows},
-                intents=tuple(
-                    replace(i, status=IntentStatus.UNDOING) if i.id in self._journal.failed else i for i in left
-                ),
-                undone=undone,
-                untouchable=frozenset(touched),
-                template_keys=frozenset(keys),
-            )
-            return plan(records, seen)
-
-    async def _record(self, made: Plan, flight: Flight) -> None:
-        """The plan's part in our own database. Intents whose removals are still to be done stay open for those."""
-        removals = {*made.remove_machines, *made.remove_snapshots}
-        async with self._store.write() as tx:
-            names = {image.id: image.name for image in await images.every(tx)}
-            before = {m.id: m for m in await machines.every(tx)}
-            await snapshots.save(tx, made.record_snapshots)
-            for snapshot in made.record_snapshots:
-                if snapshot.id in made.templates:
-                    await snapshots.set_template(tx, snapshot)
-            for machine in made.record_machines:
-                await self._record_machine(tx, machine, before.get(machine.id), names)
-            await machines.delete_all(tx, made.forget_machines)
-            for gone in made.forget_machines:
-                await events.add(tx, "machine.removed", gone, "it was never finished")
-            for lost in made.forget_snapshots:
-                await snapshots.delete_one(tx, lost)
-                await events.add(tx, "snapshot.lost", lost, "the host does not have it any more")
-            for intent, status in self._ended(made):
-                if not removals & intent.names:
-                    await self._end(tx, intent, status)
+            async with self._store.write() as tx:
+                left, still = await self._peers.sorted_intents(tx)
+                meanwhile = await intents.names_since(tx, newest)
+                records = Records(
+                    machines={m.id: m for m in await machines.every(tx)},
+                    snapshots={s.id: s for s in await snapshots.every(tx)},
+                    intents=tuple(
+                        replace(i, status=IntentStatus.UNDOING) if i.id in self._journal.failed else i for i in left
+                    ),
+                    undone=await intents.undone_ids(tx),
+                    untouchable=frozenset(touched | meanwhile).union(*(i.names for i in (*others, *still))),
+                    template_keys=frozenset(await snapshots.template_keys(tx)),
+                )
+                made = plan(records, seen)
+                await self._record(tx, made, records)
         for machine_id in made.remove_machines:
             flight.take(_removal(machine_id))
+        return made
+
+    async def _record(self, tx: AsyncConnection, made: Plan, records: Records) -> None:
+        """The plan's part in our own database. Intents whose removals are still to be done stay open for those."""
+        removals = {*made.remove_machines, *made.remove_snapshots}
+        names = {image.id: image.name for image in await images.every(tx)}
+        await snapshots.save(tx, made.record_snapshots)
+        for snapshot in made.record_snapshots:
+            if snapshot.id in made.templates:
+                await snapshots.set_template(tx, snapshot)
+        for machine in made.record_machines:
+            await self._record_machine(tx, machine, records.machines.get(machine.id), names)
+        await machines.delete_all(tx, made.forget_machines)
+        for gone in made.forget_machines:
+            tenant = records.machines[gone].tenant
+            await events.add(tx, "machine.removed", gone, "it was never finished", tenant=tenant)
+        for lost in made.forget_snapshots:
+            await snapshots.delete_one(tx, lost)
+            words, tenant = "the host does not have it any more", records.snapshots[lost].tenant
+            await events.add(tx, "snapshot.lost", lost, words, tenant=tenant)
+        for intent, status in self._ended(made):
+            if not removals & intent.names:
+                await self._end(tx, intent, status)
 
     async def _record_machine(
         self, tx: AsyncConnection, machine: Machine, before: Machine | None, names: dict[ImageId, str]
@@ -224,9 +254,11 @@ class Reconciler:
             machine = replace(machine, image_name=names.get(machine.image, ""))
         await machines.save(tx, [machine])
         if before is None:
-            await events.add(tx, "machine.adopted", machine.id, f"{machine.name}, found on the host")
+            words = f"{machine.name}, found on the host"
+            await events.add(tx, "machine.adopted", machine.id, words, tenant=machine.tenant)
         elif before.state is not machine.state:
-            await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.failure)
+            kind = f"machine.{machine.state.value}"
+            await events.add(tx, kind, machine.id, machine.failure, tenant=machine.tenant)
 
     def _ended(self, made: Plan) -> list[tuple[Intent, IntentStatus]]:
         return [
@@ -236,7 +268,8 @@ class Reconciler:
 
     async def _end(self, tx: AsyncConnection, intent: Intent, status: IntentStatus) -> None:
         await intents.end(tx, intent, status)
-        await events.add(tx, f"operation.{status.value}", str(intent.id), f"{intent.kind.value}, reconciled")
+        words = f"{intent.kind.value}, reconciled"
+        await events.add(tx, f"operation.{status.value}", str(intent.id), words, tenant=intent.tenant)
         self._journal.failed.discard(intent.id)
         log.info("reconciled", intent=intent.id, kind=intent.kind.value, status=status.value)
 
@@ -249,16 +282,19 @@ class Reconciler:
             async with slots:
                 await self._host.remove_machine(machine)
             async with self._store.write() as tx:
+                row = await machines.get(tx, machine)
+                tenant = row.tenant if row else DEFAULT_TENANT
                 await machines.delete_all(tx, [machine])
-                await events.add(tx, "machine.removed", machine, "undone or left over")
+                await events.add(tx, "machine.removed", machine, "undone or left over", tenant=tenant)
             gone.add(machine)
 
         async def remove_snapshot(snapshot: SnapshotId) -> None:
             async with slots:
                 await self._host.remove_snapshot(snapshot)
             async with self._store.write() as tx:
+                tenant = next((s.tenant for s in await snapshots.every(tx) if s.id == snapshot), DEFAULT_TENANT)
                 await snapshots.delete_one(tx, snapshot)
-                await events.add(tx, "snapshot.removed", snapshot)
+                await events.add(tx, "snapshot.removed", snapshot, tenant=tenant)
             gone.add(snapshot)
 
         work = [remove_machine(m) for m in made.remove_machines] + [remove_snapshot(s) for s in made.remove_snapshots]

@@ -5,6 +5,7 @@ async with Forky() as forky:
     children = (await web.fork(3)).children
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,20 +21,23 @@ from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.sdk.store import Storing
+from forkypig.sdk.tenants import Tenancy
 from forkypig.v1 import common_pb2, controller_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
 from forkypig.wire.config import change_to_wire, options_to_wire
+from forkypig.wire.metadata import with_metadata
 
 if TYPE_CHECKING:
     from forkypig.v1.controller_pb2_grpc import ControllerAsyncStub
 
 OnProgress = Callable[[model.Progress], None]
 _EMPTY = common_pb2.Empty()
+_PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing):
+class Forky(Storing, Tenancy):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(
@@ -57,7 +61,8 @@ class Forky(Storing):
             await local.up(self.place, self._on_progress)
         elif not self.socket.exists():
             raise errors.HostUnreachable(f"nothing runs in {self.place.home}: start it with `forky up`")
-        self._channel = open_channel(self.socket)
+        tenant = os.environ.get("FORKY_TENANT", "")
+        self._channel = with_metadata(open_channel(self.socket), [("forky-tenant", tenant)] if tenant else [])
         self._stub = controller_pb2_grpc.ControllerStub(self._channel)
         return self
 
@@ -171,18 +176,32 @@ class Forky(Storing):
 
     async def list(self) -> Sequence[Machine]:
         """All machines, oldest first."""
-        with calls(self.socket):
-            answer = await self.controller.ListMachines(_EMPTY, timeout=QUICK_S)
-        found = sorted(map(convert.machine_from_wire, answer.machines), key=lambda info: (info.created_us, info.id))
-        return [Machine(self, info) for info in found]
+        found: dict[str, model.Machine] = {}
+        token = ""
+        while True:
+            request = pb.ListMachinesRequest(page_size=_PAGE, page_token=token)
+            with calls(self.socket):
+                answer = await self.controller.ListMachines(request, timeout=QUICK_S)
+            found |= {message.id: convert.machine_from_wire(message) for message in answer.machines}
+            if not (token := answer.next_page_token):
+                break
+        ordered = sorted(found.values(), key=lambda info: (info.created_us, info.id))
+        return [Machine(self, info) for info in ordered]
 
     # Snapshots.
 
     async def snapshots(self) -> Sequence[model.Snapshot]:
         """All snapshots, oldest first."""
-        with calls(self.socket):
-            answer = await self.controller.ListSnapshots(_EMPTY, timeout=QUICK_S)
-        return sorted(map(convert.snapshot_from_wire, answer.snapshots), key=lambda each: (each.created_us, each.id))
+        found: dict[str, model.Snapshot] = {}
+        token = ""
+        while True:
+            request = pb.ListSnapshotsRequest(page_size=_PAGE, page_token=token)
+            with calls(self.socket):
+                answer = await self.controller.ListSnapshots(request, timeout=QUICK_S)
+            found |= {message.id: convert.snapshot_from_wire(message) for message in answer.snapshots}
+            if not (token := answer.next_page_token):
+                break
+        return sorted(found.values(), key=lambda each: (each.created_us, each.id))
 
     async def get_snapshot(self, snapshot: str) -> model.Snapshot:
         """The snapshot of this id, beginning of an id, or tag. Raises NotFound, InvalidRequest (several begin so)."""

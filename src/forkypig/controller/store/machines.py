@@ -4,13 +4,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines as table
 from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, Shape, SnapshotId
 
 _config = TypeAdapter(MachineConfig)
+
+# Made once: to put a statement together takes longer than to run it.
+_BY_ID = select(table).where(table.c.id == bindparam("wanted"))
+_BY_NAME = select(table).where(table.c.tenant == bindparam("whose"), table.c.name == bindparam("wanted"))
+_NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
+_SAVE = update(table).where(table.c.id == bindparam("row_id")).values(_NEW)
 
 
 def _values(machine: Machine) -> dict[str, Any]:
@@ -31,6 +37,7 @@ def _values(machine: Machine) -> dict[str, Any]:
         "accelerator": machine.accelerator,
         "accelerator_reason": machine.accelerator_reason,
         "created_us": machine.created_us,
+        "tenant": machine.tenant,
         "config": _config.dump_json(machine.config).decode(),
     }
 
@@ -52,33 +59,71 @@ def _machine(row: Any) -> Machine:
         accelerator_reason=row.accelerator_reason,
         created_us=row.created_us,
         config=_config.validate_json(row.config),
+        tenant=row.tenant,
     )
 
 
 async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     """By id."""
-    row = (await connection.execute(select(table).where(table.c.id == machine))).first()
+    row = (await connection.execute(_BY_ID, {"wanted": machine})).first()
     return _machine(row) if row else None
 
 
-async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
-    row = (await connection.execute(select(table).where(table.c.name == name))).first()
+async def by_name(connection: AsyncConnection, tenant: str, name: str) -> Machine | None:
+    row = (await connection.execute(_BY_NAME, {"whose": tenant, "wanted": name})).first()
     return _machine(row) if row else None
 
 
 async def every(connection: AsyncConnection) -> list[Machine]:
-    """All of them, oldest first."""
+    """All of them, of all tenants, oldest first."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
     return [_machine(row) for row in rows]
 
 
-async def names(connection: AsyncConnection) -> set[str]:
-    """Every name that is taken."""
-    return set((await connection.execute(select(table.c.name))).scalars())
+async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Machine]:
+    """A tenant's, oldest first."""
+    return await page(connection, tenant, limit=0)
 
 
-async def count(connection: AsyncConnection) -> int:
-    return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+async def page(
+    connection: AsyncConnection,
+    tenant: str,
+    *,
+    limit: int,
+    after: tuple[int, str] | None = None,
+    name_prefix: str = "",
+) -> list[Machine]:
+    """At most `limit` of a tenant's, oldest first (0: all), after a time of creation and an id. `name_prefix`: those
+    whose name begins so."""
+    asked = select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    if limit:
+        asked = asked.limit(limit)
+    if after is not None:
+        asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
+    if name_prefix:
+        asked = asked.where(*_begins(name_prefix))
+    return [_machine(row) for row in await connection.execute(asked)]
+
+
+async def on(connection: AsyncConnection, snapshot: SnapshotId) -> list[Machine]:
+    """Those that stand on a snapshot, whosever they are."""
+    return [_machine(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
+
+
+async def names(connection: AsyncConnection, tenant: str, prefix: str) -> set[str]:
+    """The names that are taken in a tenant and begin so."""
+    asked = select(table.c.name).where(table.c.tenant == tenant, *_begins(prefix))
+    return set((await connection.execute(asked)).scalars())
+
+
+def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """As a range, which an index serves: names are compared by their bytes, and are ASCII."""
+    return table.c.name >= prefix, table.c.name < prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+async def count(connection: AsyncConnection, tenant: str) -> int:
+    found = await connection.execute(select(func.count()).select_from(table).where(table.c.tenant == tenant))
+    return int(found.scalar_one())
 
 
 async def add(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
@@ -100,10 +145,8 @@ async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -
     """Replaces rows that are there, many at once; those that are not there stay away."""
     if not machines:
         return
-    parameters: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
-    statement = update(table).where(table.c.id == bindparam("row_id")).values(parameters)
     await connection.execute(
-        statement,
+        _SAVE,
         [
             {"row_id": machine.id, **{f"new_{k}": v for k, v in _values(machine).items() if k != "id"}}
             for machine in machines
