@@ -111,7 +111,7 @@ async def rest(*, token_needed: bool = False) -> AsyncIterator[Rest]:
         async with (
             running_guests(settings) as host,
             serving(settings),
-            Forky(settings.home, start=False, wrap_channel=CallerChannel) as forky,  # type: ignore[arg-type]
+            Forky(settings.home, start=False, token="", tenant="", wrap_channel=CallerChannel) as forky,  # type: ignore[arg-type]
         ):
             server = made_server(make_app(forky, token_needed=token_needed))
             with bound(Address.of(settings)) as listener:

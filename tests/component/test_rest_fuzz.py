@@ -61,7 +61,7 @@ class Served(threading.Thread):
         async with (
             running_guests(settings),
             serving(settings),
-            Forky(settings.home, start=False, wrap_channel=CallerChannel) as forky,  # type: ignore[arg-type]
+            Forky(settings.home, start=False, token="", tenant="", wrap_channel=CallerChannel) as forky,  # type: ignore[arg-type]
         ):
             await forky.run(name="web")
             await (await forky.get("web")).snapshot("clean")

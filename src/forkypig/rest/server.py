@@ -70,7 +70,7 @@ async def run(settings: Settings) -> None:
     tls = tls_files(settings, address)
     if address.is_tcp:
         await check_tokens_count(settings.socket("controller"))
-    async with Forky(settings.home, start=False, wrap_channel=CallerChannel) as forky:  # type: ignore[arg-type]
+    async with Forky(settings.home, start=False, token="", tenant="", wrap_channel=CallerChannel) as forky:  # type: ignore[arg-type]
         server = made_server(make_app(forky, token_needed=address.is_tcp), tls)
         loop = asyncio.get_running_loop()
 
