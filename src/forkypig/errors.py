@@ -17,6 +17,12 @@
 A message is one sentence or two for a person: what it is about, what is wrong, what to do next.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 
 class ForkyError(Exception):
     """The root of all our errors. `str()` is fit for a user."""
@@ -58,6 +64,22 @@ class Busy(NotPossibleNow):
 
 class ResourceExhausted(ForkyError):
     """The host has not enough memory, disk, processes or open files."""
+
+
+def full_disk() -> ResourceExhausted:
+    """What is said where a disk of ours is full."""
+    return ResourceExhausted("the disk is full: free space below FORKY_HOME and try again")
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Turns the OSError of a full disk into ResourceExhausted; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise full_disk() from error
 
 
 class Damaged(ForkyError):

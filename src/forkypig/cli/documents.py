@@ -87,8 +87,8 @@ def snapshot(info: model.Snapshot) -> Document:
         "pause_ms": round(info.pause_ms, 3),
         "own_memory_bytes": info.own_memory_bytes,
         "own_disk_bytes": info.own_disk_bytes,
-        "settled": info.settled,
-        "where": "packed" if info.settled else "in memory",
+        "packed": info.packed,
+        "where": "packed" if info.packed else "in memory",
         "created_us": info.created_us,
     }
 

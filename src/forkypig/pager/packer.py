@@ -30,13 +30,12 @@ from forkypig.chunks import manifest_file
 from forkypig.chunks.format import PAGE_BYTES, References, is_frozen, layers_of
 from forkypig.chunks.manifest import BaseImage, Manifest, Needs, make_device_state
 from forkypig.chunks.section import Section, make_section
-from forkypig.chunks.store import Store
+from forkypig.chunks.store import Store, open_store
 from forkypig.chunks.writer import Writer
 from forkypig.errors import ForkyError, ResourceExhausted
 from forkypig.model import SnapshotId
 from forkypig.pager.disk_packer import DiskPacker
 from forkypig.pager.order import PackOrder
-from forkypig.pager.shelf import open_store
 
 BATCH_PAGES = 1024
 _SAY_EVERY_BYTES = 16 << 20
@@ -141,6 +140,8 @@ def pack(job: Job, store: Store) -> None:
                 machine_type=order.machine_type,
                 cpu_model=order.cpu_model,
                 accelerator=order.accelerator,
+                cpu=order.cpu,
+                cpu_features=order.cpu_features,
             ),
             base=BaseImage(id=order.disk.base.id, sha256=order.disk.base.sha256) if order.disk else None,
             devices=make_device_state(writer, content),

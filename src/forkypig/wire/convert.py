@@ -86,7 +86,7 @@ def snapshot_to_wire(snapshot: model.Snapshot) -> pb.Snapshot:
         pause_ms=snapshot.pause_ms,
         own_memory_bytes=snapshot.own_memory_bytes,
         own_disk_bytes=snapshot.own_disk_bytes,
-        settled=snapshot.settled,
+        packed=snapshot.packed,
         created_us=snapshot.created_us,
     )
 
@@ -108,7 +108,7 @@ def snapshot_from_wire(message: pb.Snapshot) -> model.Snapshot:
         pause_ms=message.pause_ms,
         own_memory_bytes=message.own_memory_bytes,
         own_disk_bytes=message.own_disk_bytes,
-        settled=message.settled,
+        packed=message.packed,
         created_us=message.created_us,
     )
 

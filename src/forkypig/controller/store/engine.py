@@ -113,9 +113,10 @@ class Store:
 class _Connection(sqlite3.Connection):
     """A connection that is over once it is closed.
 
-    Python closes with sqlite3_close_v2: while a cursor lives that has not been read to its end, SQLite keeps the connection
-    as a "zombie", and an open transaction with it (https://www.sqlite.org/c3ref/close.html). A caller that is cancelled
-    between a SELECT and its rows leaves such a cursor in its traceback: the database stayed locked until that was forgotten.
+    Python closes with sqlite3_close_v2: while a cursor lives that has not been read to its end, SQLite keeps the
+    connection as a "zombie", with its open transaction (https://www.sqlite.org/c3ref/close.html). A caller that is
+    cancelled between a SELECT and its rows leaves such a cursor in its traceback, and the database stayed locked until
+    that was forgotten.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
