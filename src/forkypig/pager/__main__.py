@@ -1,7 +1,7 @@
 """`python -m forkypig.pager`: mounts, and keeps a holder serving the mount until SIGTERM.
 
 This process, the keeper, has the FUSE descriptor too and does nothing with it: as long as it is open the mount lives.
-When the holder dies a new one goes on with it; whoever faults meanwhile waits.
+When the holder dies a new one goes on with it, and with the requests in the inbox; whoever faults meanwhile waits.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from forkypig.daemon import logs
 from forkypig.daemon.server import AlreadyRunning, PidFile
 from forkypig.daemon.settings import Settings
 from forkypig.pager import mount
+from forkypig.pager.inbox import new_inbox
 
 log = structlog.get_logger()
 
@@ -29,7 +30,7 @@ class Keeper:
     """Keeps a holder."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._fd, self._inbox = fd, new_inbox()
         self._holder: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
@@ -57,8 +58,8 @@ class Keeper:
         return 0
 
     def _start(self, *, taken_over: bool) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd)]
-        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd])
+        words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd), str(self._inbox)]
+        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd, self._inbox])
 
 
 def prepare(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""`python -m forkypig.pager.holder FUSE_FD [--taken-over]`: serves a mount until SIGTERM. Started by the keeper."""
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD [--taken-over]`: serves a mount until SIGTERM, for the keeper."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
 from forkypig.pager.filesystem import FileSystem
 from forkypig.pager.fuse import ROOT, Connection
+from forkypig.pager.inbox import Inbox
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.service import PagerServicer
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 _PR_SET_PDEATHSIG = 1
 
 
-async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
+async def run(settings: Settings, fd: int, inbox: Inbox, *, taken_over: bool) -> None:
     """Offers what is packed, and what was frozen when it takes over, and serves."""
     shelf = Shelf(settings.store, settings.images)
     reader = ReaderLink(settings.store)
@@ -44,7 +45,7 @@ async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
     catalogue = Catalogue(layers, reader, starts, shelf, settings.memory)
     catalogue.load()
     await reader.start()
-    connection = Connection(fd, FileSystem(catalogue, content))
+    connection = Connection(fd, FileSystem(catalogue, content), inbox)
     starts.store = connection.store
     if taken_over:
         await roll.call(roll_file, catalogue)
@@ -56,9 +57,9 @@ async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
         names.submit(partial(_forget_name, connection, snapshot.id))
 
     catalogue.on_forget = forgotten
-    connection.start()
     if taken_over:
-        connection.resend()
+        connection.take_over()
+    connection.start()
     try:
         tuning = asyncio.create_task(asyncio.to_thread(mount.tune, settings.memory))
         service = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
@@ -92,9 +93,10 @@ def main() -> int:
     logs.configure("pager", settings.log_level)
     os.umask(0o077)
     raise_open_files()
-    fd = int(sys.argv[1])
-    os.set_inheritable(fd, False)
-    asyncio.run(run(settings, fd, taken_over="--taken-over" in sys.argv))
+    fd, inbox = int(sys.argv[1]), int(sys.argv[2])
+    for each in (fd, inbox):
+        os.set_inheritable(each, False)
+    asyncio.run(run(settings, fd, Inbox(inbox), taken_over="--taken-over" in sys.argv))
     return 0
 
 
