@@ -58,7 +58,12 @@ class Device:
     def unmount(self) -> None:
         home = str(self._forky.home)
         for mount in reversed(self._forky.mounts()):
-            subprocess.run(["umount", *(["-l"] if mount.split()[1] != home else []), mount.split()[1]], check=True)
+            if mount.split()[1] != home:
+                subprocess.run(["umount", "-l", mount.split()[1]], check=True)
+        deadline = time.monotonic() + _PATIENCE_S  # what is killed gives its files back a little later
+        while subprocess.run(["umount", home], check=False).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
