@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines as table
@@ -72,9 +72,34 @@ async def every(connection: AsyncConnection) -> list[Machine]:
     return [_machine(row) for row in rows]
 
 
-async def names(connection: AsyncConnection) -> set[str]:
-    """Every name that is taken."""
-    return set((await connection.execute(select(table.c.name))).scalars())
+async def page(
+    connection: AsyncConnection, *, limit: int, after: tuple[int, str] | None = None, name_prefix: str = ""
+) -> list[Machine]:
+    """At most `limit` of them, oldest first (0: all), after a time of creation and an id. `name_prefix`: those whose
+    name begins so."""
+    asked = select(table).order_by(table.c.created_us, table.c.id)
+    if limit:
+        asked = asked.limit(limit)
+    if after is not None:
+        asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
+    if name_prefix:
+        asked = asked.where(*_begins(name_prefix))
+    return [_machine(row) for row in await connection.execute(asked)]
+
+
+async def on(connection: AsyncConnection, snapshot: SnapshotId) -> list[Machine]:
+    """Those that stand on a snapshot."""
+    return [_machine(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
+
+
+async def names(connection: AsyncConnection, prefix: str) -> set[str]:
+    """The names that are taken and begin so."""
+    return set((await connection.execute(select(table.c.name).where(*_begins(prefix)))).scalars())
+
+
+def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """As a range, which an index serves: names are compared by their bytes, and are ASCII."""
+    return table.c.name >= prefix, table.c.name < prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 async def count(connection: AsyncConnection) -> int:
