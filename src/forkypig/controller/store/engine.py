@@ -21,7 +21,7 @@ import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import create_engine, event, exc, select, text
+from sqlalchemy import bindparam, create_engine, event, exc, select, text
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -34,6 +34,7 @@ log = structlog.get_logger()
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _WRITES = "forky_writes"
 _OWNER = "forky_owner"  # of the intents that a transaction writes down
+_FENCING = select(leases.c.fencing).where(leases.c.name == bindparam("wanted"))
 _ROOM_BYTES = 1 << 20
 # A controller that ended a moment ago may still be writing its log back, and its disk may be slow to sync.
 _PREDECESSOR_S = 20.0
@@ -155,7 +156,7 @@ class Store:
         """In a statement of its own after the turn was taken: it sees what was committed until then."""
         if (mine := self.standing) is None:
             return
-        number = await connection.scalar(select(leases.c.fencing).where(leases.c.name == mine.name))
+        number = await connection.scalar(_FENCING, {"wanted": mine.name})
         if number != mine.number:
             raise Superseded(
                 "this controller stood still for too long, and another has finished or undone its operations: see "

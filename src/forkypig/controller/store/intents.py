@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import BigInteger, Text, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.engine import owner_of
@@ -13,6 +13,17 @@ from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
 from forkypig.model import MachineId, SnapshotId
 
+# Made once: to put a statement together takes longer than to run it.
+_ADD = insert(table).returning(table.c.id)
+_END = (
+    update(table)
+    .where(table.c.id == bindparam("wanted"))
+    .values(
+        status=bindparam("new_status"),
+        error=case((bindparam("new_error", type_=Text) == "", table.c.error), else_=bindparam("new_error", type_=Text)),
+        ended_us=func.coalesce(bindparam("now_us", type_=BigInteger), table.c.ended_us),
+    )
+)
 _OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
 # Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
 KEPT = 2_000
@@ -54,7 +65,7 @@ async def add(
         "started_us": now_us(),
         "owner": owner,
     }
-    number = (await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one()
+    number = (await connection.execute(_ADD, values)).scalar_one()
     if number % _TRIM_EVERY == 0:
         await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
     return Intent(
@@ -70,12 +81,10 @@ async def add(
 
 async def end(connection: AsyncConnection, intent: Intent, status: IntentStatus, error: str = "") -> None:
     """DONE, UNDONE, or UNDOING with the reason."""
-    values: dict[str, Any] = {"status": status.value}
-    if error:
-        values["error"] = error
+    values: dict[str, Any] = {"wanted": intent.id, "new_status": status.value, "new_error": error, "now_us": None}
     if status is not IntentStatus.UNDOING:
-        values["ended_us"] = now_us()
-    await connection.execute(update(table).where(table.c.id == intent.id).values(values))
+        values["now_us"] = now_us()
+    await connection.execute(_END, values)
 
 
 async def release(connection: AsyncConnection, intent: Intent, status: IntentStatus) -> None:

@@ -12,6 +12,12 @@ from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineSt
 
 _config = TypeAdapter(MachineConfig)
 
+# Made once: to put a statement together takes longer than to run it.
+_BY_ID = select(table).where(table.c.id == bindparam("wanted"))
+_BY_NAME = select(table).where(table.c.name == bindparam("wanted"))
+_NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
+_SAVE = update(table).where(table.c.id == bindparam("row_id")).values(_NEW)
+
 
 def _values(machine: Machine) -> dict[str, Any]:
     return {
@@ -57,12 +63,12 @@ def _machine(row: Any) -> Machine:
 
 async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     """By id."""
-    row = (await connection.execute(select(table).where(table.c.id == machine))).first()
+    row = (await connection.execute(_BY_ID, {"wanted": machine})).first()
     return _machine(row) if row else None
 
 
 async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
-    row = (await connection.execute(select(table).where(table.c.name == name))).first()
+    row = (await connection.execute(_BY_NAME, {"wanted": name})).first()
     return _machine(row) if row else None
 
 
@@ -125,10 +131,8 @@ async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -
     """Replaces rows that are there, many at once; those that are not there stay away."""
     if not machines:
         return
-    parameters: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
-    statement = update(table).where(table.c.id == bindparam("row_id")).values(parameters)
     await connection.execute(
-        statement,
+        _SAVE,
         [
             {"row_id": machine.id, **{f"new_{k}": v for k, v in _values(machine).items() if k != "id"}}
             for machine in machines

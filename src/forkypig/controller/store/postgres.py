@@ -26,6 +26,7 @@ from forkypig.errors import (
 log = structlog.get_logger()
 
 _TURN = 0x666F726B79  # "forky": the key of the advisory lock
+_TAKE_TURN = text(f"SELECT pg_advisory_xact_lock({_TURN})")
 _CONNECT_S = 5.0
 # Blocks of transactions take milliseconds; one that waits for the turn of several others takes more.
 _TURN_S = 10
@@ -83,7 +84,7 @@ def migration_engine(url: URL) -> AsyncEngine:
 
 async def take_turn(connection: AsyncConnection) -> None:
     """From here to the end of the transaction no other controller writes."""
-    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _TURN})
+    await connection.execute(_TAKE_TURN)
 
 
 def in_words(where: str, error: Exception) -> ForkyError:
