@@ -245,6 +245,7 @@ def snapshot_record(
         machine.shape,
         parent=machine.snapshot,
         machine=live.id,
+        tenant=machine.tenant,
         phase=SnapshotPhase.SPLITTING,
         process_id=old.id,
         address=address,

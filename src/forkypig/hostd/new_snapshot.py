@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from forkypig.daemon.server import now_us
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.model import ImageId, MachineId, Shape, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.qemu import cpu
 from forkypig.qemu.command import Hardware
 
@@ -32,6 +33,7 @@ def first_record(
     *,
     parent: SnapshotId | None = None,
     machine: MachineId | None = None,
+    tenant: str = DEFAULT_TENANT,
     phase: SnapshotPhase,
     **where: Any,
 ) -> SnapshotRecord:
@@ -52,6 +54,7 @@ def first_record(
         accelerator=hardware.accelerator,
         cpu_model=hardware.cpu_model,
         created_us=now_us(),
+        tenant=tenant,
     )
     devices = host.devices_path(new.id)
     return SnapshotRecord(
