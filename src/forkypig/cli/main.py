@@ -16,6 +16,7 @@ from forkypig.cli import (
     history,
     images,
     machines,
+    observing,
     runtime,
     store,
     surroundings,
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
 app.add_typer(store.keys, name="key")

@@ -7,6 +7,7 @@ that goes away ends the host's call, and with it the command.
 # gRPC names a servicer's methods as the .proto does.
 # ruff: noqa: N802
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     @streamed
     async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
+        began = time.perf_counter()
         first = await _first(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
@@ -47,9 +49,17 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         try:
             with host_errors():
                 async for response in call:
+                    self._measure(response, first.start, time.perf_counter() - began)
                     yield response
         finally:
             call.cancel()
+
+    def _measure(self, response: pb.ExecResponse, start: pb.ExecStart, seconds: float) -> None:
+        which = response.WhichOneof("response")
+        if which == "started":
+            self._host.measured.started(seconds)
+        elif which == "exit" and not start.HasField("terminal"):
+            self._host.measured.ended(seconds)
 
     @answered
     async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:

@@ -16,6 +16,8 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.metrics import Metrics, serving
+from forkypig.controller.observe_service import ObservationServicer
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -23,11 +25,12 @@ from forkypig.controller.store import Store
 from forkypig.controller.store_service import StoreServicer
 from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
+from forkypig.controller.usage import Usage
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, observe_pb2_grpc, store_pb2_grpc
 
-SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store")
+SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store", "forkypig.v1.Observation")
 
 
 class _Ended(Exception):
@@ -40,6 +43,8 @@ class App:
 
     desk: Desk
     operations: Operations
+    usage: Usage
+    metrics: Metrics
     stop: asyncio.Event
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -48,6 +53,8 @@ class App:
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
+        observation = ObservationServicer(self.desk.store, self.usage, self.metrics)
+        observe_pb2_grpc.add_ObservationServicer_to_server(observation, server)
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +64,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     store = await Store.open(settings.database)
     host = Host(settings.socket("hostd"))
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with serving(settings.metrics, host.measured.registry), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
             reconciler = Reconciler(store, host, journal)
             desk = Desk(store, host, journal, reconciler)
@@ -75,7 +82,9 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
-            yield App(desk, operations, asyncio.Event())
+            usage = Usage(desk)
+            metrics = Metrics(usage, host.measured.registry)
+            yield App(desk, operations, usage, metrics, asyncio.Event())
             raise _Ended
     except* _Ended:
         pass

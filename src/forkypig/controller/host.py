@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 
+from forkypig.controller.measurements import Measurements
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import (
@@ -24,7 +25,7 @@ from forkypig.model import (
     SnapshotId,
     SnapshotKind,
 )
-from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc, observe_pb2, observe_pb2_grpc, store_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
@@ -89,10 +90,15 @@ class Host:
     """One host. Every method raises ForkyError: what hostd raised, HostUnreachable, or DeadlineExceeded."""
 
     def __init__(self, socket: Path) -> None:
+        self.measured = Measurements()
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
         self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
         self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
         self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)
+
+        self.observation: observe_pb2_grpc.HostObservationAsyncStub = observe_pb2_grpc.HostObservationStub(
+            self._channel
+        )
 
     async def close(self) -> None:
         await self._channel.close()
@@ -100,6 +106,10 @@ class Host:
     async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
         with host_errors():
             return await self.stub.GetHostStatus(common.Empty(), timeout=timeout_s)
+
+    async def usage(self, timeout_s: float = QUICK_S) -> observe_pb2.HostUsage:
+        with host_errors():
+            return await self.observation.GetUsage(common.Empty(), timeout=timeout_s)
 
     async def doctor(self) -> Sequence[common.Check]:
         with host_errors():
@@ -159,7 +169,9 @@ class Host:
             options=options_to_wire(options),
         )
         with host_errors():
-            return convert.fork_result_from_wire(await self.stub.ForkMachine(request, timeout=FORK_S))
+            result = convert.fork_result_from_wire(await self.stub.ForkMachine(request, timeout=FORK_S))
+        self.measured.forked(result)
+        return result
 
     async def fork_snapshot(
         self, snapshot: SnapshotId, children: Sequence[Machine], options: ForkOptions

@@ -28,3 +28,4 @@ class Settings(HomePaths, BaseSettings):
     pack_after_s: float = 20.0  # a fork's snapshot is packed this long after it; one that is kept, at once
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
     log_level: str = "info"
+    metrics: str = ""  # HOST:PORT where the controller serves /metrics, on loopback; "": nowhere

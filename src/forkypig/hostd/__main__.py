@@ -13,13 +13,23 @@ from forkypig.errors import ForkyError
 from forkypig.hostd.adopt import adopt
 from forkypig.hostd.agent_service import AgentServicer
 from forkypig.hostd.host import Host
+from forkypig.hostd.observe_service import HostObservationServicer
 from forkypig.hostd.service import HostServicer
 from forkypig.hostd.store_service import HostStoreServicer
 from forkypig.hostd.transfer import Transfers
 from forkypig.images.store import ImageStore
 from forkypig.pager.client import PagerClient
 from forkypig.qemu import accelerator, read_ahead
-from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2, host_pb2_grpc, store_pb2, store_pb2_grpc
+from forkypig.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    host_pb2,
+    host_pb2_grpc,
+    observe_pb2,
+    observe_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
 
 log = structlog.get_logger()
 
@@ -50,11 +60,13 @@ async def run(settings: Settings) -> None:
             host_pb2.DESCRIPTOR.services_by_name["Host"],
             agent_pb2.DESCRIPTOR.services_by_name["Agent"],
             store_pb2.DESCRIPTOR.services_by_name["HostStore"],
+            observe_pb2.DESCRIPTOR.services_by_name["HostObservation"],
         )
 
         def register(server: grpc.aio.Server) -> None:
             host_pb2_grpc.add_HostServicer_to_server(HostServicer(host, started_us), server)
             agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(host), server)
+            observe_pb2_grpc.add_HostObservationServicer_to_server(HostObservationServicer(host), server)
             transfers = HostStoreServicer(Transfers(host), host.snapshots)
             store_pb2_grpc.add_HostStoreServicer_to_server(transfers, server)
 

@@ -12,11 +12,14 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+
+from forkypig.pager.latency import Latency
 
 log = structlog.get_logger()
 
@@ -77,6 +80,7 @@ class Connection:
 
     def __init__(self, fd: int, operations: Operations) -> None:
         self.ended = asyncio.Event()  # it was unmounted
+        self.latency = Latency()
         self._fd, self._operations = fd, operations
         self._buffer = bytearray(_BUFFER_BYTES)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -138,14 +142,16 @@ class Connection:
             return
         try:
             if code == _READ:
+                began = time.perf_counter()
                 _, offset, length = _READ_IN.unpack_from(request, _IN.size)
                 data = self._operations.read_now(node, offset, length)
                 if data is None:
-                    task = asyncio.get_running_loop().create_task(self._read(unique, node, offset, length))
+                    task = asyncio.get_running_loop().create_task(self._read(unique, node, offset, length, began))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 else:
                     self._reply(unique, data)
+                    self.latency.add(time.perf_counter() - began, len(data))
                 return
             self._reply(unique, self._answer(code, node, bytes(request[_IN.size :])))
         except OSError as error:
@@ -154,14 +160,18 @@ class Connection:
             log.exception("request failed", opcode=code, node=node)
             self._reply(unique, b"", errno.EIO)
 
-    async def _read(self, unique: int, node: int, offset: int, length: int) -> None:
+    async def _read(self, unique: int, node: int, offset: int, length: int, began: float) -> None:
+        size = 0
         try:
-            self._reply(unique, await self._operations.read(node, offset, length))
+            data = await self._operations.read(node, offset, length)
+            size = len(data)
+            self._reply(unique, data)
         except OSError as error:
             self._reply(unique, b"", error.errno or errno.EIO)
         except Exception:  # the edge of a request
             log.exception("read failed", node=node, offset=offset)
             self._reply(unique, b"", errno.EIO)
+        self.latency.add(time.perf_counter() - began, size)
 
     def _reply(self, unique: int, data: bytes | bytearray, code: int = 0) -> None:
         try:

@@ -18,6 +18,7 @@ from forkypig.sdk.bisect import Bisected, OnTrial, bisect
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
 from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
+from forkypig.sdk.observe import Observing
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.sdk.store import Storing
 from forkypig.v1 import common_pb2, controller_pb2_grpc
@@ -33,7 +34,7 @@ _EMPTY = common_pb2.Empty()
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing):
+class Forky(Observing, Storing):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(

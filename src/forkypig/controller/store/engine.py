@@ -38,6 +38,7 @@ class Store:
         self._engine = engine
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
+        self._written = asyncio.Event()
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float = 5.0) -> "Store":
@@ -83,6 +84,12 @@ class Store:
                 connection = await plain.execution_options(**{_WRITES: True})
                 async with connection.begin():
                     yield connection
+        written, self._written = self._written, asyncio.Event()
+        written.set()
+
+    def next_write(self) -> asyncio.Event:
+        """Set when a transaction is committed after this call, by this process. Others' are not noticed."""
+        return self._written
 
     async def _set_room_aside(self) -> None:
         """Grows the log and the file once: SQLite writes over a log and takes free pages before it asks for new ones.

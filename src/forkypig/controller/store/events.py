@@ -1,6 +1,6 @@
 """Rows of events: what happened, in order, the newest hundred thousand."""
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import events as table
@@ -32,3 +32,9 @@ async def after(connection: AsyncConnection, sequence: int, limit: int) -> list[
     return [
         Event(sequence=r.sequence, time_us=r.time_us, kind=r.kind, subject=r.subject, detail=r.detail) for r in rows
     ]
+
+
+async def before(connection: AsyncConnection, time_us: int) -> int:
+    """The number of the last event before a point in time; 0 where there is none."""
+    found = await connection.execute(select(func.max(table.c.sequence)).where(table.c.time_us < time_us))
+    return found.scalar_one() or 0
