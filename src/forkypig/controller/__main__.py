@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+from forkypig import tracing
 from forkypig.controller.app import run
 from forkypig.daemon import logs
 from forkypig.daemon.server import AlreadyRunning, PidFile
@@ -26,11 +27,13 @@ def main() -> int:
         print(f"a controller of {settings.home} is running already: see `forky status`", file=sys.stderr)
         return 1
     try:
+        tracing.start("forky-controller")
         asyncio.run(run(settings))
     except ForkyError as error:
         print(f"the controller can't start: {error}", file=sys.stderr)
         return 1
     finally:
+        tracing.close()
         del lock  # held until here
     return 0
 

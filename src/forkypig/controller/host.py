@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 
+from forkypig import tracing
 from forkypig.controller.measurements import Measurements
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
@@ -91,7 +92,9 @@ class Host:
 
     def __init__(self, socket: Path) -> None:
         self.measured = Measurements()
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(
+            f"unix:{socket}", options=_OPTIONS, interceptors=tracing.interceptors()
+        )
         self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
         self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
         self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)

@@ -6,6 +6,7 @@ import sys
 import grpc
 import structlog
 
+from forkypig import tracing
 from forkypig.daemon import logs
 from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings
@@ -85,11 +86,13 @@ def main() -> int:
     raise_open_files()
     read_ahead.ignore_huge_page_advice()
     try:
+        tracing.start("forky-hostd")
         asyncio.run(run(settings))
     except ForkyError as error:
         print(f"hostd can't start: {error}", file=sys.stderr)
         return 1
     finally:
+        tracing.close()
         del lock
     return 0
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from forkypig import errors
+from forkypig import errors, tracing
 from forkypig.wire import status
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ _OPTIONS = (
 
 def open_channel(socket: Path) -> grpc.aio.Channel:
     """A channel to `socket`; nothing is connected until the first call."""
-    return grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+    return grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS, interceptors=tracing.interceptors())
 
 
 @contextmanager
