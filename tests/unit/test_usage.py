@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from forkypig.controller.metrics import address
-from forkypig.errors import InvalidRequest
+from forkypig.daemon.addresses import loopback
 from forkypig.hostd.usage import Meter, Target, parse_rollup
 from forkypig.model import MachineId
 
@@ -60,10 +59,10 @@ async def test_a_successor_is_read_anew_and_a_split_is_not_disturbed(tmp_path: P
 
 @pytest.mark.parametrize("text", ["127.0.0.1:9464", "[::1]:9464", "localhost:9464"])
 def test_metrics_on_loopback(text: str) -> None:
-    assert address(text)[1] == 9464
+    assert loopback(text)[1] == 9464
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0:9464", "[::]:9464", "10.0.0.1:9464", "9464", ":1", "host:1", "::1:0", "1:x"])
 def test_metrics_nowhere_else(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="FORKY_METRICS"):
-        address(text)
+    with pytest.raises(ValueError, match=r"write 127|use 127|not HOST"):
+        loopback(text)

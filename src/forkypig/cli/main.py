@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkypig.cli import (
+    config,
     copying,
     daemons,
     diff,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 for room in (machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons):
     app.registered_commands += room.app.registered_commands
+app.add_typer(config.app, name="config")
 app.add_typer(images.app, name="image")
 app.add_typer(store.keys, name="key")
 

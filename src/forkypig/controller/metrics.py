@@ -7,7 +7,6 @@ of their own; forky_machines_without_series says how many are left out.
 
 import asyncio
 import contextlib
-import ipaddress
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
@@ -22,8 +21,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from forkypig.controller.usage import Usage
+from forkypig.daemon.addresses import loopback
 from forkypig.daemon.server import VERSION
-from forkypig.errors import InvalidRequest, NotPossibleNow
+from forkypig.errors import NotPossibleNow
 from forkypig.model import MachineState
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import observe_pb2 as pb
@@ -32,27 +32,6 @@ from forkypig.wire import convert
 MOST_MACHINES = 1000
 _SCRAPE_S = 10.0  # Prometheus's own default
 _LABELS = ("machine", "name")
-
-
-def address(text: str) -> tuple[str, int]:
-    """HOST:PORT, as FORKY_METRICS has it. Raises InvalidRequest: metrics name machines, so they stay on this computer
-    as long as whoever asks for them is not known."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InvalidRequest(f"FORKY_METRICS «{text}» is not HOST:PORT: write 127.0.0.1:9464, for example")
-    if host == "localhost":
-        return "127.0.0.1", int(port)
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise InvalidRequest(f"FORKY_METRICS: «{host}» is not an address: write 127.0.0.1:{port}") from error
-    if not is_loopback:
-        raise InvalidRequest(
-            f"FORKY_METRICS={text} would show what runs here to the network, to anybody and unencrypted: use "
-            f"127.0.0.1:{port}, and let a proxy with TLS and a password pass it on"
-        )
-    return host, int(port)
 
 
 class Metrics(Collector):
@@ -84,11 +63,13 @@ class Metrics(Collector):
 
 @contextlib.asynccontextmanager
 async def serving(where: str, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Serves /metrics by HTTP for as long as the block lasts; "" serves nothing. Raises ForkyError."""
+    """Serves /metrics by HTTP for as long as the block lasts; "" serves nothing. Raises NotPossibleNow.
+
+    They name machines, so they stay on this computer as long as whoever asks for them is not known."""
     if not where:
         yield
         return
-    host, port = address(where)
+    host, port = loopback(where)
     try:
         server, _ = start_http_server(port, host, registry)
     except OSError as error:

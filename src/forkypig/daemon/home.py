@@ -62,6 +62,11 @@ class HomePaths:
     def database(self) -> Path:
         return self.home / "controller.db"
 
+    @property
+    def config_file(self) -> Path:
+        """Settings, beneath FORKY_* variables."""
+        return self.home / "config.toml"
+
     def socket(self, daemon: str) -> Path:
         """The Unix socket of "controller", "hostd" or "pager"."""
         return self.run / f"{daemon}.sock"

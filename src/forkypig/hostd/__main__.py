@@ -9,8 +9,8 @@ import structlog
 from forkypig import tracing
 from forkypig.daemon import logs
 from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
-from forkypig.daemon.settings import Settings
-from forkypig.errors import ForkyError
+from forkypig.daemon.settings import Settings, load
+from forkypig.errors import ForkyError, InvalidRequest
 from forkypig.hostd.adopt import adopt
 from forkypig.hostd.agent_service import AgentServicer
 from forkypig.hostd.host import Host
@@ -75,7 +75,11 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> int:
-    settings = Settings()
+    try:
+        settings = load()
+    except InvalidRequest as error:
+        print(f"hostd can't start: {error}", file=sys.stderr)
+        return 1
     settings.check()
     logs.configure("hostd", settings.log_level)
     try:
