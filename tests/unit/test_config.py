@@ -62,7 +62,7 @@ def test_what_is_set_keeps_comments_and_types(home: Home) -> None:
 )
 def test_what_is_refused_changes_nothing(home: Home, name: str, value: str, why: str) -> None:
     home.config_file.write_text("shells = 2\n")
-    with pytest.raises((InvalidRequest, NotFound), match=".") as refused:
+    with pytest.raises((InvalidRequest, NotFound), match=r".") as refused:
         config.put(home, name, value)
     assert why in str(refused.value)
     assert home.config_file.read_text() == "shells = 2\n"

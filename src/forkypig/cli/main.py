@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkypig.cli import (
+    completion,
     config,
     copying,
     daemons,
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons, completion):
     app.registered_commands += room.app.registered_commands
 app.add_typer(config.app, name="config")
 app.add_typer(images.app, name="image")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller import names_file
 from forkypig.controller.agent import AgentServicer
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
@@ -82,6 +83,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
+            tasks.create_task(names_file.keep(store, settings.names_file))
             usage = Usage(desk)
             metrics = Metrics(usage, host.measured.registry)
             yield App(desk, operations, usage, metrics, asyncio.Event())

@@ -63,6 +63,11 @@ class HomePaths:
         return self.home / "controller.db"
 
     @property
+    def names_file(self) -> Path:
+        """What shells complete, written by the controller."""
+        return self.run / "names"
+
+    @property
     def config_file(self) -> Path:
         """Settings, beneath FORKY_* variables."""
         return self.home / "config.toml"

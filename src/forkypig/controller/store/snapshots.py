@@ -165,3 +165,8 @@ async def unset_template(connection: AsyncConnection, image: ImageId, shape: Sha
     old = select(templates.c.snapshot).where(same).scalar_subquery()
     await connection.execute(update(table).where(table.c.id == old).values(kind=SnapshotKind.FORK.value))
     await connection.execute(delete(templates).where(same))
+
+
+async def tags(connection: AsyncConnection) -> set[str]:
+    """Every tag that a snapshot has."""
+    return set((await connection.execute(select(table.c.tag).where(table.c.tag.is_not(None)))).scalars())
