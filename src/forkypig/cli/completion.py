@@ -196,7 +196,8 @@ function __forky_at
     for word in $words[2..-1]
         string match -q -- '-*' $word; or set -a bare $word
     end
-    test "$bare[1..(count $argv)]" = "$argv"
+    set -l count (count $argv)
+    test (count $bare) -ge $count; and test "$bare[1..$count]" = "$argv"
 end
 complete -c forky -f
 """
