@@ -1,10 +1,13 @@
 """Events that are followed, usage and metrics: the controller's service against a fake host."""
 
 import asyncio
+import json
+import re
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,3 +243,23 @@ async def test_metrics_are_not_shown_to_the_network(settings: Settings) -> None:
     assert child.returncode == 1
     assert said.decode().count("\n") == 1, said
     assert "use 127.0.0.1:9464, and let a proxy" in said.decode()
+
+
+async def test_the_dashboard_asks_for_what_there_is(client: Client, forky: Forky) -> None:
+    await client.run("web")
+    await _exec(client, "web")
+    there = {
+        sample.name for family in text_string_to_metric_families(await forky.metrics()) for sample in family.samples
+    }
+    board = json.loads((Path(__file__).parents[2] / "packaging/grafana/forky-pig.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [each["definition"] for each in board["templating"]["list"] if "definition" in each]
+    named = {name for text in asked for name in re.findall(r"forky_\w+", text)}
+    assert len(named) >= 15
+    assert named - there == set()
+    # And what is there is shown: all but the parts of histograms that a quantile does not need.
+    shown = {re.sub(r"_(bucket|count|sum)$", "", name) for name in named}
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in there} - shown == {
+        "forky_machine_memory_resident_bytes"
+    }
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
