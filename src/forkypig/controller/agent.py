@@ -9,19 +9,21 @@ that goes away ends the host's call, and with it the command.
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 
 from forkypig.controller.desk import find_machine
-from forkypig.controller.host import Host, host_errors
+from forkypig.controller.host import Host, followed, host_errors
 from forkypig.controller.store import Store
+from forkypig.controller.streams import first_of, resumed
 from forkypig.errors import InvalidRequest
 from forkypig.v1 import agent_pb2 as pb
 from forkypig.v1 import agent_pb2_grpc
 from forkypig.wire.edge import answered, streamed
+from forkypig.wire.ending import Ending
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # Of a call that is asked once and answered once; the guest may be one of many on busy cores.
@@ -41,18 +43,17 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @streamed
     async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
         began = time.perf_counter()
-        first = await _first(request_iterator)
+        first = await first_of(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
         first.start.machine = await self._id(first.start.machine)
-        call = self._host.agent.Exec(_and_then(first, request_iterator))
-        try:
-            with host_errors():
-                async for response in call:
-                    self._measure(response, first.start, time.perf_counter() - began)
-                    yield response
-        finally:
-            call.cancel()
+        call = self._host.agent.Exec(resumed(first, request_iterator))
+        async with aclosing(followed(call)) as responses:
+            async for response in responses:
+                self._measure(response, first.start, time.perf_counter() - began)
+                yield response
+                if response.HasField("exit"):
+                    return
 
     def _measure(self, response: pb.ExecResponse, start: pb.ExecStart, seconds: float) -> None:
         which = response.WhichOneof("response")
@@ -63,13 +64,14 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     @answered
     async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:
-        first = await _first(request_iterator)
+        first = await first_of(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an upload begins with `start`: say the machine and the directory first")
         first.start.machine = await self._id(first.start.machine)
-        call = self._host.agent.Upload(_and_then(first, request_iterator))
+        call = self._host.agent.Upload(resumed(first, request_iterator))
+        ending = Ending(call)
         try:
-            with host_errors():
+            with host_errors(), ending:
                 return await call
         finally:
             call.cancel()
@@ -77,29 +79,12 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @streamed
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
         request.machine = await self._id(request.machine)
-        call = self._host.agent.Download(request)
-        try:
-            with host_errors():
-                async for response in call:
-                    yield response
-        finally:
-            call.cancel()
+        async with aclosing(followed(self._host.agent.Download(request))) as responses:
+            async for response in responses:
+                yield response
 
     @answered
     async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
         request.machine = await self._id(request.machine)
         with host_errors():
             return await self._host.agent.StatPath(request, timeout=_STAT_S)
-
-
-async def _first(requests: AsyncIterator[T]) -> T:
-    try:
-        return await anext(requests)
-    except StopAsyncIteration as error:
-        raise InvalidRequest("the call ended before it said what to do") from error
-
-
-async def _and_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
-    yield first
-    async for request in rest:
-        yield request

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -31,6 +32,7 @@ from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
 from forkypig.wire.config import config_to_wire, options_to_wire
+from forkypig.wire.ending import Ending
 from forkypig.wire.status import from_rpc_error
 
 # Questions that hostd answers from memory; the margin is for a host whose cores are all taken.
@@ -76,6 +78,17 @@ def host_errors() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise in_words(error) from error
+
+
+async def followed(call: Any) -> AsyncGenerator[Any, None]:
+    """A stream of the host's, ended when nobody listens any more."""
+    ending = Ending(call)
+    try:
+        with host_errors(), ending:
+            async for message in call:
+                yield message
+    finally:
+        call.cancel()
 
 
 @dataclass(frozen=True, slots=True)

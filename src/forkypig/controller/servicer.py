@@ -14,7 +14,7 @@ from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk, find_machine, find_snapshot, find_source
 from forkypig.controller.forks import Forks
 from forkypig.controller.health import Health
-from forkypig.controller.host import host_errors
+from forkypig.controller.host import followed
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller
 from forkypig.controller.runs import RunRequest, Runs
@@ -163,13 +163,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         async with self._desk.store.read() as tx:
             machine = await find_machine(tx, request.machine)
         asked = host_pb2.HostReadConsoleRequest(machine=machine.id, follow=request.follow)
-        call = self._desk.host.stub.ReadConsole(asked)
-        try:
-            with host_errors():
-                async for chunk in call:
-                    yield pb.ConsoleChunk(data=chunk.data)
-        finally:
-            call.cancel()
+        async with aclosing(followed(self._desk.host.stub.ReadConsole(asked))) as chunks:
+            async for chunk in chunks:
+                yield pb.ConsoleChunk(data=chunk.data)
 
     # -- snapshots and events ------------------------------------------------------------------------------------------
 
