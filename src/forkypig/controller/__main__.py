@@ -5,7 +5,7 @@ import sys
 
 from forkypig import tracing
 from forkypig.controller.app import run
-from forkypig.daemon import logs
+from forkypig.daemon import logs, traces
 from forkypig.daemon.server import AlreadyRunning, PidFile
 from forkypig.daemon.settings import load
 from forkypig.errors import ForkyError, InvalidRequest
@@ -31,7 +31,7 @@ def main() -> int:
         print(f"a controller of {settings.home} is running already: see `forky status`", file=sys.stderr)
         return 1
     try:
-        tracing.start("forky-controller")
+        traces.begin("forky-controller")
         asyncio.run(run(settings))
     except ForkyError as error:
         print(f"the controller can't start: {error}", file=sys.stderr)

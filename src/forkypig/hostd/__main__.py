@@ -7,7 +7,7 @@ import grpc
 import structlog
 
 from forkypig import tracing
-from forkypig.daemon import logs
+from forkypig.daemon import logs, traces
 from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings, load
 from forkypig.errors import ForkyError, InvalidRequest
@@ -90,7 +90,7 @@ def main() -> int:
     raise_open_files()
     read_ahead.ignore_huge_page_advice()
     try:
-        tracing.start("forky-hostd")
+        traces.begin("forky-hostd")
         asyncio.run(run(settings))
     except ForkyError as error:
         print(f"hostd can't start: {error}", file=sys.stderr)
