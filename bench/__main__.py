@@ -16,6 +16,7 @@ from bench import (
     busy,
     charts,
     chunks,
+    controller,
     density,
     durable,
     everyday,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Section] = {
     busy.SECTION: busy.run,
     busy.PACKING: busy.packing,
     durable.SECTION: durable.run,
+    controller.SECTION: controller.run,
 }
 
 

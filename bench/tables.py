@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import alternatives, busy, chunks, density, durable, everyday, floor, generations, network, pause, ready
+from bench import (
+    alternatives,
+    busy,
+    chunks,
+    controller,
+    density,
+    durable,
+    everyday,
+    floor,
+    generations,
+    network,
+    pause,
+    ready,
+)
 from bench.results import Measure, Results
 from bench.targets import Target, evaluate
 
@@ -60,6 +73,13 @@ def tables(results: Results) -> list[Table]:
         _measures(results, "Host memory of children", density.SECTION),
         _measures(results, "Every day", everyday.SECTION),
         _measures(results, "Snapshots on disk", durable.SECTION),
+        _measures(
+            results,
+            "The controller, before a host that answers at once",
+            controller.SECTION,
+            "«adds» is what a call takes through the controller, less what the same call takes at the host. The "
+            "host is one of the tests, in the process that measures; the controller is the daemon, in its own.",
+        ),
         _measures(
             results,
             "Sizes of chunks, on a guest's memory",

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from forkypig.errors import ForkyError, NotFound
+from forkypig.hostd.fences import FenceInterceptor, Fences
 from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2_grpc, observe_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
@@ -55,7 +56,8 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def start(self) -> None:
         self.socket.unlink(missing_ok=True)
-        self._server = grpc.aio.server()
+        self.fences = Fences(self.socket.with_name("fences.json"))
+        self._server = grpc.aio.server(interceptors=[FenceInterceptor(self.fences)])
         host_pb2_grpc.add_HostServicer_to_server(self, self._server)
         agent_pb2_grpc.add_AgentServicer_to_server(self, self._server)
         observe_pb2_grpc.add_HostObservationServicer_to_server(HostObservation(self), self._server)
@@ -138,6 +140,11 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             return await getattr(self, f"_do_{method}")(request)
         except ForkyError as error:
             await abort(context, error)
+
+    async def Fence(self, request: pb.FenceRequest, context: Any) -> common.Empty:
+        self.calls["Fence"].append(request)
+        await self.fences.raise_to(request.controller, request.number)
+        return common.Empty()
 
     async def Doctor(self, request: Any, context: Any) -> pb.HostDoctorResponse:
         check = common.Check(name="QEMU", verdict=common.Check.VERDICT_OK, detail="7.2")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.daemon.home import Home
-from forkypig.daemon.settings import Settings, load
+from forkypig.daemon.settings import Settings, load, variable
 from forkypig.errors import ForkyError, InvalidRequest, NotFound
 from forkypig.sdk import config
 
@@ -15,7 +15,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("FORKY_HOME", str(tmp_path))
     for name in Settings.model_fields:
         if name != "home":
-            monkeypatch.delenv(f"FORKY_{name.upper()}", raising=False)
+            monkeypatch.delenv(variable(name), raising=False)
     return Home(tmp_path)
 
 
@@ -95,6 +95,14 @@ def test_a_variable_that_is_wrong_is_named(home: Home, monkeypatch: pytest.Monke
     monkeypatch.setenv("FORKY_MTU", "big")
     with pytest.raises(ForkyError, match=r"^FORKY_MTU: input should be a valid integer"):
         load()
+
+
+def test_the_database_by_its_variable_and_in_the_file(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.put(home, "database_url", "postgresql://db/forky")
+    assert load().database_url == "postgresql://db/forky"
+    monkeypatch.setenv("FORKY_DATABASE", "postgresql://other/forky")
+    found = config.get(home, "database_url")
+    assert (found.variable, found.source, found.value) == ("FORKY_DATABASE", "environment", load().database_url)
 
 
 def test_passwords_are_not_shown() -> None:

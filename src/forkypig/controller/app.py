@@ -19,6 +19,7 @@ from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
 from forkypig.controller.metrics import Metrics, serving
 from forkypig.controller.observe_service import ObservationServicer
+from forkypig.controller.peers import Peers
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -62,13 +63,15 @@ class App:
 async def controller(settings: Settings) -> AsyncIterator[App]:
     """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
     and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
-    store = await Store.open(settings.database)
-    host = Host(settings.socket("hostd"))
+    store = await Store.open(settings.database_url or settings.database)
+    host = Host(settings.hostd_socket)
     try:
         async with serving(settings.metrics, host.measured.registry), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
-            reconciler = Reconciler(store, host, journal)
-            desk = Desk(store, host, journal, reconciler)
+            peers = Peers(store, journal, host, settings.name_of_controller)
+            await peers.join()
+            reconciler = Reconciler(store, host, journal, peers)
+            desk = Desk(store, host, journal, reconciler, peers)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks = Forks(desk)
@@ -83,10 +86,13 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
+            tasks.create_task(peers.run())
             tasks.create_task(names_file.keep(store, settings.names_file))
             usage = Usage(desk)
             metrics = Metrics(usage, host.measured.registry)
             yield App(desk, operations, usage, metrics, asyncio.Event())
+            await journal.stop()
+            await peers.leave()
             raise _Ended
     except* _Ended:
         pass

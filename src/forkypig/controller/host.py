@@ -10,6 +10,7 @@ import grpc
 
 from forkypig import tracing
 from forkypig.controller.measurements import Measurements
+from forkypig.controller.stamps import Stamp, StampedChannel
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import (
@@ -104,13 +105,15 @@ class Host:
     """One host. Every method raises ForkyError: what hostd raised, HostUnreachable, or DeadlineExceeded."""
 
     def __init__(self, socket: Path) -> None:
+        self.stamp: Stamp = ()  # who calls, where several controllers do
         self.measured = Measurements()
         self._channel = grpc.aio.insecure_channel(
             f"unix:{socket}", options=_OPTIONS, interceptors=tracing.interceptors()
         )
-        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
-        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
-        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)
+        stamped: Any = StampedChannel(self._channel, lambda: self.stamp)
+        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(stamped)
+        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(stamped)
+        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(stamped)
 
         self.observation: observe_pb2_grpc.HostObservationAsyncStub = observe_pb2_grpc.HostObservationStub(
             self._channel
@@ -118,6 +121,11 @@ class Host:
 
     async def close(self) -> None:
         await self._channel.close()
+
+    async def fence(self, controller: str, number: int) -> None:
+        """From here on the host refuses calls of this controller with lower fencing numbers."""
+        with host_errors():
+            await self.stub.Fence(pb.FenceRequest(controller=controller, number=number), timeout=QUICK_S)
 
     async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
         with host_errors():

@@ -13,7 +13,7 @@ from forkypig.errors import ForkyError
 log = structlog.get_logger()
 
 _LOOK_EVERY_S = 5.0  # other controllers' writes are not announced to us
-_BREATH_S = 0.1  # many things change at once
+_BREATH_S = 0.5  # many things change at once, and ten thousand names take a while
 
 
 async def keep(store: Store, path: Path) -> None:
@@ -37,7 +37,7 @@ async def keep(store: Store, path: Path) -> None:
 async def _content(store: Store) -> str:
     async with store.read() as tx:
         found = {
-            "machine": await machines.names(tx),
+            "machine": await machines.every_name(tx),
             "snapshot": await snapshots.tags(tx),
             "image": {image.name for image in await images.every(tx)},
         }

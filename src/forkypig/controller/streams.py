@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from forkypig.controller.journal import ENDING, Caller, Journal
+from forkypig.controller.journal import Caller, Journal
 from forkypig.errors import InvalidRequest, NotPossibleNow
 from forkypig.model import Progress
 
@@ -25,7 +25,7 @@ async def progressing(
         yield await outcome
     except asyncio.CancelledError:
         if outcome.cancelled():
-            raise NotPossibleNow(ENDING) from None
+            raise NotPossibleNow(journal.why_stopped) from None
         raise
     finally:
         if not outcome.done():

@@ -1,9 +1,10 @@
 """Which events may be told to whoever follows them: pure.
 
-A sequence number is given before its transaction is committed. Where transactions overlap (PostgreSQL; with SQLite they
-take turns) a later number can be seen before an earlier one, and a follower that went on from it would never see that.
-So what comes after a gap is held back until the gap is filled, or the event behind it is so old that nobody is still
-about to fill it: a number is also lost when its transaction is undone, and old events are removed.
+A sequence number is given before its transaction is committed. Where transactions overlap a later number can be seen
+before an earlier one, and a follower that went on from it would never see that. Our own writers take turns, but a
+follower need not rely on it: what comes after a gap is held back until the gap is filled, or the event behind it is so
+old that nobody is still about to fill it. On PostgreSQL a number is also lost when its transaction is undone, and old
+events are removed.
 """
 
 from collections.abc import Sequence

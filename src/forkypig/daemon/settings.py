@@ -5,6 +5,7 @@ FORKY_HOME is one directory for state, sockets, logs and images, so that several
 """
 
 import os
+import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,27 +29,38 @@ def _address(text: str) -> str:
 class Settings(HomePaths, BaseSettings):
     """One instance of Forky Pig. Every field is read from the variable FORKY_<FIELD>, then from the home's file."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
 
     home: Path = Field(default_factory=default_home)
+    # postgresql://…; "": SQLite, in the home
+    database_url: str = Field(default="", validation_alias="FORKY_DATABASE", repr=False)
+    hostd: str = ""  # the socket of hostd, where it is not in this home
+    controller_name: str = ""  # among those that share a database; "": the host's name and the home
     qemu: str = "qemu-system-x86_64"  # program; a name is looked up in PATH
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
-    network: Literal["auto", "nat", "user", "none"] = (
-        "auto"  # nat: a namespace per machine; user: QEMU's user-mode network; none: no packet; auto
-    )
+    # nat: a namespace per machine; user: QEMU's user-mode network; none: no packet; auto
+    network: Literal["auto", "nat", "user", "none"] = "auto"
     bridge: str = ""  # of the nat network, on the host; "": a name of this home's own
     subnet: str = "auto"  # where machines have their addresses; auto: the first /20 of 10.112.0.0/12 that is free
     mtu: int = Field(default=1500, ge=576, le=65535)
     nameservers: str = ""  # of outside names, a,b,…; "": those of /etc/resolv.conf
     shells: int = Field(default=1, ge=0, le=1000)  # kept ready per template and shape
-    pack_after_s: float = Field(
-        default=20.0, ge=0
-    )  # a fork's snapshot is packed this long after it; one that is kept, at once
+    # a fork's snapshot is packed this long after it; one that is kept, at once
+    pack_after_s: float = Field(default=20.0, ge=0)
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
-    metrics: Annotated[str, AfterValidator(_address)] = (
-        ""  # HOST:PORT where the controller serves /metrics, on loopback; "": nowhere
-    )
+    # HOST:PORT where the controller serves /metrics, on loopback; "": nowhere
+    metrics: Annotated[str, AfterValidator(_address)] = ""
+
+    @property
+    def hostd_socket(self) -> Path:
+        """Where the controller finds hostd."""
+        return Path(self.hostd) if self.hostd else self.socket("hostd")
+
+    @property
+    def name_of_controller(self) -> str:
+        """What the controller is called by those that share its database: there is one of a home."""
+        return self.controller_name or f"{socket.gethostname()}:{self.home}"
 
     @classmethod
     def settings_customise_sources(
@@ -83,12 +95,18 @@ def load(**given: Any) -> Settings:
         raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
 
 
+def variable(name: str) -> str:
+    """The variable that a setting is read from."""
+    alias = Settings.model_fields[name].validation_alias if name in Settings.model_fields else None
+    return alias if isinstance(alias, str) else f"{PREFIX}{name}".upper()
+
+
 def _first(error: ValidationError) -> str:
     """A sentence on the first thing that is wrong."""
     wrong = error.errors()[0]
-    name = str(wrong["loc"][0])
-    variable = f"{PREFIX}{name}".upper()
-    where = variable if variable in os.environ else f"{name} in {home_from_environment().config_file}"
+    name = str(wrong["loc"][0])  # of the field, or its variable
+    from_environment = name if name in os.environ else variable(name)
+    where = from_environment if from_environment in os.environ else f"{name} in {home_from_environment().config_file}"
     if wrong["type"] == "extra_forbidden":
         return f"{where}: there is no such setting; `forky config ls` shows all"
     return f"{where}: {why(error)}"

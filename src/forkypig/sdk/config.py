@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from tomlkit.exceptions import TOMLKitError
 
 from forkypig.daemon.home import HomePaths
-from forkypig.daemon.settings import PREFIX, Settings, why
+from forkypig.daemon.settings import Settings, variable, why
 from forkypig.errors import InvalidRequest, NotFound, ResourceExhausted
 
 _PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
@@ -69,7 +69,7 @@ def drop(at: HomePaths, name: str) -> Setting:
         _write(at.config_file, tomlkit.dumps(document))
     if name in _names():
         return get(at, name)
-    return Setting(name, f"{PREFIX}{name}".upper(), "", "default", "")
+    return Setting(name, variable(name), "", "default", "")
 
 
 def _names() -> list[str]:
@@ -86,14 +86,14 @@ def _known(name: str, document: tomlkit.TOMLDocument | None = None) -> str:
 
 
 def _setting(at: HomePaths, name: str, document: tomlkit.TOMLDocument) -> Setting:
-    variable = f"{PREFIX}{name}".upper()
+    from_environment = variable(name)
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     value, source = default, "default"
-    if variable in os.environ:
-        value, source = _checked(name, os.environ[variable], variable), "environment"
+    if from_environment in os.environ:
+        value, source = _checked(name, os.environ[from_environment], from_environment), "environment"
     elif name in document:
         value, source = _checked(name, document.unwrap()[name], f"{name} in {at.config_file}"), "file"
-    return Setting(name, variable, value, source, default)
+    return Setting(name, from_environment, value, source, default)
 
 
 def _checked(name: str, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The tables. SQLite is what they run on today; nothing here or in the queries is SQLite's alone."""
+"""The tables, for SQLite and PostgreSQL: nothing here or in the queries is one engine's alone."""
 
 from sqlalchemy import (
     JSON,
@@ -52,6 +52,7 @@ snapshots = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it
 )
+Index("ix_snapshots_order", snapshots.c.created_us, snapshots.c.id)  # pages
 
 machines = Table(
     "machines",
@@ -74,6 +75,7 @@ machines = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("config", Text, nullable=False, server_default="{}"),  # JSON object: model.MachineConfig
 )
+Index("ix_machines_order", machines.c.created_us, machines.c.id)  # pages
 
 # A mirror of what the host has: machines keep their image's name while the host is away.
 images = Table(
@@ -113,6 +115,7 @@ operations = Table(
     Column("error", Text, nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
+    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
 
@@ -125,4 +128,15 @@ events = Table(
     Column("subject", String(63), nullable=False),
     Column("detail", Text, nullable=False),
     sqlite_autoincrement=True,  # a number is never given twice, also after the newest were removed
+)
+
+# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(300), primary_key=True),
+    Column("holder", String(280), nullable=False),  # the controller's name
+    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
+    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
+    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
 )
