@@ -128,7 +128,7 @@ async def test_following_goes_on_after_the_controller_was_killed(settings: Setti
             await asyncio.sleep(0.5)
             assert not following.done()
             await process.start()
-            seen.append((await asyncio.wait_for(following, 60)).sequence)
+            seen.append((await asyncio.wait_for(following, 120)).sequence)
             await client.stub.Fork(controller_pb2.ForkRequest(source="web", count=1), wait_for_ready=True, timeout=50)
             there = [event.sequence async for event in forky.follow_events(follow=False)]
             while len(seen) < len(there):
