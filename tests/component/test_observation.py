@@ -17,10 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from forkypig import errors
 from forkypig.controller.app import controller
 from forkypig.controller.following import follow
+from forkypig.controller.observe_service import seen_by
 from forkypig.controller.store import Store, events
 from forkypig.daemon.settings import Settings
+from forkypig.model.access import DEFAULT_TENANT, Principal, Role
 from forkypig.sdk import Forky
 from forkypig.v1 import agent_pb2, controller_pb2, observe_pb2_grpc
+from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import observe_pb2 as pb
 from tests.component.controller_rig import Client, daemon, home, running_host, serving
 from tests.component.fake_host import FakeHost
@@ -73,19 +76,28 @@ async def test_followers_see_every_event_once_in_order(settings: Settings) -> No
     store = await Store.open(settings.database)
     try:
         await write(store, "old")
-        followers = [asyncio.create_task(collect(follow(store, 0), 301)) for _ in range(5)]
+        followers = [asyncio.create_task(collect(follow(store, DEFAULT_TENANT, 0), 301)) for _ in range(5)]
         for _ in range(10):
             await asyncio.gather(*(write(store, "a", "b", "c") for _ in range(10)))
-        late = [asyncio.create_task(collect(follow(store, 100), 201))]
+        late = [asyncio.create_task(collect(follow(store, DEFAULT_TENANT, 100), 201))]
         for found in await asyncio.gather(*followers):
             assert [event.sequence for event in found] == list(range(1, 302))
         for found in await asyncio.gather(*late):
             assert [event.sequence for event in found] == list(range(101, 302))
-        only = await collect(follow(store, 0, kinds=["b"], follow=False), 1000)
+        only = await collect(follow(store, DEFAULT_TENANT, 0, kinds=["b"], follow=False), 1000)
         assert {event.kind for event in only} == {"b"}
         assert len(only) == 100
+        async with store.write() as tx:
+            await events.add(tx, "theirs", "m-000000000002", tenant="red")
+        await write(store, "ours")
+        assert (await collect(follow(store, DEFAULT_TENANT, 301, follow=False), 9))[0].kind == "ours"
+        theirs = await collect(follow(store, "red", 0, follow=False), 9)
+        assert [(event.kind, event.sequence) for event in theirs] == [("theirs", 302)]
         since = found[150].time_us
-        assert [e.time_us >= since for e in await collect(follow(store, 0, since_us=since, follow=False), 1000)]
+        assert [
+            e.time_us >= since
+            for e in await collect(follow(store, DEFAULT_TENANT, 0, since_us=since, follow=False), 1000)
+        ]
     finally:
         await store.close()
 
@@ -135,6 +147,18 @@ async def test_following_goes_on_after_the_controller_was_killed(settings: Setti
                 seen.append((await asyncio.wait_for(anext(stream), 20)).sequence)
             assert seen == there
             await stream.aclose()  # type: ignore[attr-defined]
+
+
+def test_usage_of_others_is_not_seen() -> None:
+    usage = pb.GetUsageResponse(pause_p50_ms=1, pauses=1)
+    usage.host.memory_total_bytes = 1
+    for name, tenant in (("web", "red"), ("db", "blue")):
+        usage.machines.add().machine.MergeFrom(common.Machine(name=name, tenant=tenant))
+    red = seen_by(Principal("ann", "red", Role.VIEWER), usage)
+    assert [row.machine.name for row in red.machines] == ["web"]
+    assert (red.HasField("host"), red.pauses, red.pause_p50_ms) == (False, 0, 0)
+    operator = seen_by(Principal("root", "blue", Role.ADMIN, operator=True), usage)
+    assert ([row.machine.name for row in operator.machines], operator.pauses) == (["db"], 1)
 
 
 async def test_usage(client: Client, host: FakeHost, forky: Forky) -> None:

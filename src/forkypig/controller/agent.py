@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from forkypig.controller.admission import Admission
 from forkypig.controller.desk import find_machine
 from forkypig.controller.host import Host, followed, host_errors
 from forkypig.controller.store import Store
@@ -33,8 +34,8 @@ _STAT_S = 60.0
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """forkypig.v1.Agent."""
 
-    def __init__(self, store: Store, host: Host) -> None:
-        self._store, self._host = store, host
+    def __init__(self, store: Store, host: Host, admission: Admission) -> None:
+        self._store, self._host, self._admission = store, host, admission
 
     async def _id(self, machine: str) -> str:
         async with self._store.read() as tx:
@@ -48,12 +49,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
         first.start.machine = await self._id(first.start.machine)
         call = self._host.agent.Exec(resumed(first, request_iterator))
-        async with aclosing(followed(call)) as responses:
-            async for response in responses:
-                self._measure(response, first.start, time.perf_counter() - began)
-                yield response
-                if response.HasField("exit"):
-                    return
+        with self._admission.using(first.start.machine):
+            async with aclosing(followed(call)) as responses:
+                async for response in responses:
+                    self._measure(response, first.start, time.perf_counter() - began)
+                    yield response
+                    if response.HasField("exit"):
+                        return
 
     def _measure(self, response: pb.ExecResponse, start: pb.ExecStart, seconds: float) -> None:
         which = response.WhichOneof("response")
@@ -71,7 +73,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         call = self._host.agent.Upload(resumed(first, request_iterator))
         ending = Ending(call)
         try:
-            with host_errors(), ending:
+            with host_errors(), ending, self._admission.using(first.start.machine):
                 return await call
         finally:
             call.cancel()
@@ -79,12 +81,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @streamed
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
         request.machine = await self._id(request.machine)
-        async with aclosing(followed(self._host.agent.Download(request))) as responses:
-            async for response in responses:
-                yield response
+        with self._admission.using(request.machine):
+            async with aclosing(followed(self._host.agent.Download(request))) as responses:
+                async for response in responses:
+                    yield response
 
     @answered
     async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
         request.machine = await self._id(request.machine)
-        with host_errors():
+        with host_errors(), self._admission.using(request.machine):
             return await self._host.agent.StatPath(request, timeout=_STAT_S)

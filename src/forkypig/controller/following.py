@@ -17,9 +17,9 @@ _BREATH_S = 0.02
 
 
 async def follow(
-    store: Store, after: int, *, since_us: int = 0, kinds: Sequence[str] = (), follow: bool = True
+    store: Store, tenant: str, after: int, *, since_us: int = 0, kinds: Sequence[str] = (), follow: bool = True
 ) -> AsyncGenerator[Event, None]:
-    """Events after the number `after` and from the time `since_us` on, of these kinds; ends when there are no more,
+    """A tenant's events after the number `after` and from the time `since_us` on, of these kinds; ends when there are no more,
     unless `follow`."""
     if since_us:
         async with store.read() as tx:
@@ -27,11 +27,12 @@ async def follow(
     while True:
         written = store.next_write()
         async with store.read() as tx:
-            found = await events.after(tx, after, 0)
-        ready = told(found, after, now_us())
+            found = await events.every_after(tx, after)
+        whose = {event.sequence: owner for event, owner in found}
+        ready = told([event for event, _ in found], after, now_us())
         for event in ready:
             after = event.sequence
-            if event.time_us >= since_us and is_wanted(event.kind, kinds):
+            if whose[event.sequence] == tenant and event.time_us >= since_us and is_wanted(event.kind, kinds):
                 yield event
         if len(ready) < len(found):
             await asyncio.sleep(_GAP_S)

@@ -9,6 +9,7 @@ import structlog
 
 from forkypig.controller.store import Store, images, machines, snapshots
 from forkypig.errors import ForkyError
+from forkypig.model.access import DEFAULT_TENANT
 
 log = structlog.get_logger()
 
@@ -17,7 +18,7 @@ _BREATH_S = 0.5  # many things change at once, and ten thousand names take a whi
 
 
 async def keep(store: Store, path: Path) -> None:
-    """Keeps the file as the database is, for ever."""
+    """Keeps the file as the database is, for ever: the home's own tenant, since the file is its owner's."""
     written = ""
     while True:
         changed = store.next_write()
@@ -37,8 +38,8 @@ async def keep(store: Store, path: Path) -> None:
 async def _content(store: Store) -> str:
     async with store.read() as tx:
         found = {
-            "machine": await machines.every_name(tx),
-            "snapshot": await snapshots.tags(tx),
+            "machine": await machines.names_of(tx, DEFAULT_TENANT),
+            "snapshot": await snapshots.tags(tx, DEFAULT_TENANT),
             "image": {image.name for image in await images.every(tx)},
         }
     return "".join(f"{kind} {name}\n" for kind, names in found.items() for name in sorted(names))

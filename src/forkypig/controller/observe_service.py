@@ -8,9 +8,11 @@ import grpc
 
 from forkypig.controller.following import follow
 from forkypig.controller.metrics import Metrics
+from forkypig.controller.principal import principal, require_operator
 from forkypig.controller.store import Store
 from forkypig.controller.usage import Usage
 from forkypig.errors import InvalidRequest
+from forkypig.model.access import Principal
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import observe_pb2 as pb
 from forkypig.v1 import observe_pb2_grpc
@@ -34,6 +36,7 @@ class ObservationServicer(observe_pb2_grpc.ObservationServicer):
             raise InvalidRequest("events can't be followed from there: use the sequence number of an event, or 0")
         found = follow(
             self._store,
+            principal().tenant,
             request.after_sequence,
             since_us=request.since_us,
             kinds=tuple(request.kinds),
@@ -45,8 +48,19 @@ class ObservationServicer(observe_pb2_grpc.ObservationServicer):
 
     @answered
     async def GetUsage(self, request: common.Empty, context: _Context) -> pb.GetUsageResponse:
-        return await self._usage.read()
+        return seen_by(principal(), await self._usage.read())
 
     @answered
     async def GetMetrics(self, request: common.Empty, context: _Context) -> pb.GetMetricsResponse:
+        require_operator("read all metrics")
         return pb.GetMetricsResponse(text=await self._metrics.text())
+
+
+def seen_by(who: Principal, usage: pb.GetUsageResponse) -> pb.GetUsageResponse:
+    """Their tenant's part; what is of the whole host is the operator's."""
+    seen = pb.GetUsageResponse(host_error=usage.host_error)
+    if who.operator:
+        seen.CopyFrom(usage)
+        del seen.machines[:]
+    seen.machines.extend(row for row in usage.machines if row.machine.tenant == who.tenant)
+    return seen

@@ -48,6 +48,10 @@ class Settings(HomePaths, BaseSettings):
     # a fork's snapshot is packed this long after it; one that is kept, at once
     pack_after_s: float = Field(default=20.0, ge=0)
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
+    # a new machine is reckoned at this fraction of its memory, and at what it takes at least
+    overcommit: float = 16.0
+    # under memory pressure, machines idle for as long are hibernated; 0: none is
+    hibernate_idle_s: float = Field(default=0.0, ge=0)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     # HOST:PORT where the controller serves /metrics, on loopback; "": nowhere
     metrics: Annotated[str, AfterValidator(_address)] = ""

@@ -44,6 +44,7 @@ async def shut_down(host: "Host") -> AsyncIterator[Progress]:
     if not failures:
         await host.network.close(remove=True)
         await asyncio.to_thread(host.groups.remove_all)
+        await asyncio.to_thread(host.ksm.put_back)
     if failures:
         raise NotPossibleNow(
             "some snapshots could not be packed and stay in memory, so Forky Pig goes on running: "
