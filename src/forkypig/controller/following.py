@@ -19,8 +19,8 @@ _BREATH_S = 0.02
 async def follow(
     store: Store, tenant: str, after: int, *, since_us: int = 0, kinds: Sequence[str] = (), follow: bool = True
 ) -> AsyncGenerator[Event, None]:
-    """A tenant's events after the number `after` and from the time `since_us` on, of these kinds; ends when there are no more,
-    unless `follow`."""
+    """A tenant's events after the number `after` and from the time `since_us` on, of these kinds; ends when there are
+    no more, unless `follow`."""
     if since_us:
         async with store.read() as tx:
             after = max(after, await events.before(tx, since_us))

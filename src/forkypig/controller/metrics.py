@@ -31,7 +31,7 @@ from forkypig.wire import convert
 
 MOST_MACHINES = 1000
 _SCRAPE_S = 10.0  # Prometheus's own default
-_LABELS = ("machine", "name")
+_LABELS = ("machine", "name", "tenant")
 
 
 class Metrics(Collector):
@@ -106,7 +106,7 @@ def _of_each_machine(answer: pb.GetUsageResponse) -> Iterator[Metric]:
         for name, (text, _) in of_memory.items()
     }
     for row in measured[:MOST_MACHINES]:
-        labels = row.machine.id, row.machine.name
+        labels = row.machine.id, row.machine.name, row.machine.tenant
         cpu.add_metric(labels, row.usage.cpu_us / 1e6)
         if row.usage.memory_time_us:
             for name, (_, field) in of_memory.items():
