@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkypig.cli import (
+    audit,
+    auth,
     completion,
     config,
     copying,
@@ -38,7 +40,7 @@ app = typer.Typer(
 )
 ROOMS = (
     *(machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons, tenants),
-    completion,
+    *(audit, completion),
 )
 for room in ROOMS:
     app.registered_commands += room.app.registered_commands
@@ -46,6 +48,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(images.app, name="image")
 app.add_typer(ksm.app, name="ksm")
 app.add_typer(store.keys, name="key")
+app.add_typer(auth.auth, name="auth")
 app.add_typer(tenants.tenants, name="tenant")
 
 

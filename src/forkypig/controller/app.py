@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import grpc
 
 from forkypig.controller import names_file
+from forkypig.controller.access import Access
 from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
-from forkypig.controller.calls import Calls
+from forkypig.controller.auth_service import AuthServicer
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
@@ -19,6 +20,7 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.local_users import LocalUsers
 from forkypig.controller.metrics import Metrics, serving
 from forkypig.controller.observe_service import ObservationServicer
 from forkypig.controller.peers import Peers
@@ -34,9 +36,17 @@ from forkypig.controller.tenants_service import TenantsServicer
 from forkypig.controller.usage import Usage
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, observe_pb2_grpc, store_pb2_grpc, tenants_pb2_grpc
+from forkypig.errors import ForkyError
+from forkypig.v1 import (
+    agent_pb2_grpc,
+    auth_pb2_grpc,
+    controller_pb2_grpc,
+    observe_pb2_grpc,
+    store_pb2_grpc,
+    tenants_pb2_grpc,
+)
 
-SERVICES = tuple(f"forkypig.v1.{name}" for name in ("Controller", "Agent", "Store", "Observation", "Tenants"))
+SERVICES = tuple(f"forkypig.v1.{name}" for name in ("Controller", "Agent", "Store", "Observation", "Tenants", "Auth"))
 
 
 class _Ended(Exception):
@@ -49,6 +59,7 @@ class App:
 
     desk: Desk
     operations: Operations
+    access: Access
     usage: Usage
     metrics: Metrics
     stop: asyncio.Event
@@ -56,7 +67,7 @@ class App:
     @property
     def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
         """What every call passes first."""
-        return (Calls(self.desk.store),)
+        return (self.access.edge,)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a gRPC server."""
@@ -68,6 +79,7 @@ class App:
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
         observation = ObservationServicer(self.desk.store, self.usage, self.metrics)
         observe_pb2_grpc.add_ObservationServicer_to_server(observation, server)
+        auth_pb2_grpc.add_AuthServicer_to_server(AuthServicer(self.access.tokens, self.access.audit), server)
         tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
 
@@ -75,8 +87,11 @@ class App:
 async def controller(settings: Settings) -> AsyncIterator[App]:
     """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
     and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
+    local_users = LocalUsers(settings.local_users)  # what is wrong with it is told first
     store = await Store.open(settings.database_url or settings.database)
     host = Host(settings.hostd_socket)
+    access = Access(settings, store, local_users)
+    failure: ForkyError | None = None
     try:
         async with serving(settings.metrics, host.measured.registry), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
@@ -104,7 +119,10 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             tasks.create_task(names_file.keep(store, settings.names_file))
             usage = Usage(desk)
             metrics = Metrics(usage, host.measured.registry)
-            yield App(desk, operations, usage, metrics, asyncio.Event())
+            try:
+                yield App(desk, operations, access, usage, metrics, asyncio.Event())
+            except ForkyError as error:
+                failure = error  # of its own, not one of a group
             await journal.stop()
             await peers.leave()
             raise _Ended
@@ -112,18 +130,25 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
         pass
     finally:
         await host.close()
+        await access.close()
         await store.close()
+    if failure is not None:
+        raise failure
 
 
 async def run(settings: Settings) -> None:
     """Serves until SIGTERM."""
-    async with controller(settings) as app:
+    async with (
+        controller(settings) as app,
+        app.access.local_users.serving(settings.users_socket, settings.socket("controller")),
+    ):
         await serve(
             settings,
             "controller",
             app.register,
             SERVICES,
-            interceptors=app.interceptors,
             before_stop=app.desk.journal.stop,
             stop=app.stop,
+            interceptors=app.interceptors,
+            bind=app.access.bind,
         )

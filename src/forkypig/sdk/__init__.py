@@ -6,6 +6,8 @@ It speaks to nothing but the controller's socket, except `local`, which starts a
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forkypig.sdk.access import AuditEntry as AuditEntry
+    from forkypig.sdk.access import Token as Token
     from forkypig.sdk.bisect import Bisected as Bisected
     from forkypig.sdk.bisect import Trial as Trial
     from forkypig.sdk.client import Forky as Forky
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from forkypig.sdk.transfer import Copied as Copied
 
 _HOMES = {
+    "AuditEntry": "access",
     "Bisected": "bisect",
     "Check": "status",
     "Copied": "transfer",
@@ -29,9 +32,11 @@ _HOMES = {
     "Output": "process",
     "Process": "process",
     "Status": "status",
+    "Token": "access",
     "Trial": "bisect",
 }
 __all__ = [
+    "AuditEntry",
     "Bisected",
     "Check",
     "Copied",
@@ -42,6 +47,7 @@ __all__ = [
     "Output",
     "Process",
     "Status",
+    "Token",
     "Trial",
 ]
 

@@ -4,12 +4,12 @@ inherits from."""
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 
 from forkypig import errors, model
+from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import QUICK_S, translated
 from forkypig.sdk.connection import calls as connection_calls
 from forkypig.v1 import common_pb2 as common
@@ -55,7 +55,7 @@ class Usage:
 class Observing:
     """Events and usage."""
 
-    socket: Path
+    socket: Endpoint
 
     @property
     def channel(self) -> grpc.aio.Channel:
