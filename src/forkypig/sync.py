@@ -29,6 +29,7 @@ from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
 from forkypig.sdk.diff import Diff
 from forkypig.sdk.machine import UNCHANGED
+from forkypig.sdk.observe import Usage
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
 from forkypig.sdk.store import CheckedStore, Collected, Exported, RemoteSnapshot, Transferred
@@ -565,6 +566,26 @@ class Forky:
 
     def doctor(self) -> Sequence[Check]:
         return self._open.run(self._inner.doctor())
+
+    def follow_events(
+        self,
+        *,
+        after_sequence: int = 0,
+        since_us: int = 0,
+        kinds: Sequence[str] = (),
+        follow: bool = True,
+        patience_s: float = 60.0,
+    ) -> Iterator[model.Event]:
+        stream = self._inner.follow_events(
+            after_sequence=after_sequence, since_us=since_us, kinds=kinds, follow=follow, patience_s=patience_s
+        )
+        return self._open.iterate(stream)
+
+    def usage(self) -> Usage:
+        return self._open.run(self._inner.usage())
+
+    def metrics(self) -> str:
+        return self._open.run(self._inner.metrics())
 
     def events(self, *, after_sequence: int = 0, limit: int = 0) -> Iterator[model.Event]:
         return self._open.iterate(self._inner.events(after_sequence=after_sequence, limit=limit))

@@ -11,6 +11,8 @@ import typer
 from forkypig.cli import (
     audit,
     auth,
+    completion,
+    config,
     copying,
     daemons,
     diff,
@@ -20,6 +22,7 @@ from forkypig.cli import (
     images,
     ksm,
     machines,
+    observing,
     runtime,
     store,
     surroundings,
@@ -35,8 +38,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons, audit, tenants):
+ROOMS = (
+    *(machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons, tenants),
+    *(audit, completion),
+)
+for room in ROOMS:
     app.registered_commands += room.app.registered_commands
+app.add_typer(config.app, name="config")
 app.add_typer(images.app, name="image")
 app.add_typer(ksm.app, name="ksm")
 app.add_typer(store.keys, name="key")

@@ -7,6 +7,7 @@ that goes away ends the host's call, and with it the command.
 # gRPC names a servicer's methods as the .proto does.
 # ruff: noqa: N802
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -42,6 +43,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     @streamed
     async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
+        began = time.perf_counter()
         first = await first_of(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
@@ -50,9 +52,17 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         with self._admission.using(first.start.machine):
             async with aclosing(followed(call)) as responses:
                 async for response in responses:
+                    self._measure(response, first.start, time.perf_counter() - began)
                     yield response
                     if response.HasField("exit"):
                         return
+
+    def _measure(self, response: pb.ExecResponse, start: pb.ExecStart, seconds: float) -> None:
+        which = response.WhichOneof("response")
+        if which == "started":
+            self._host.measured.started(seconds)
+        elif which == "exit" and not start.HasField("terminal"):
+            self._host.measured.ended(seconds)
 
     @answered
     async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller import names_file
 from forkypig.controller.access import Access
 from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
@@ -20,6 +21,8 @@ from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
 from forkypig.controller.local_users import LocalUsers
+from forkypig.controller.metrics import Metrics, serving
+from forkypig.controller.observe_service import ObservationServicer
 from forkypig.controller.peers import Peers
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
@@ -30,18 +33,20 @@ from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.controller.tenants import Tenants
 from forkypig.controller.tenants_service import TenantsServicer
+from forkypig.controller.usage import Usage
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
-from forkypig.v1 import agent_pb2_grpc, auth_pb2_grpc, controller_pb2_grpc, store_pb2_grpc, tenants_pb2_grpc
-
-SERVICES = (
-    "forkypig.v1.Controller",
-    "forkypig.v1.Agent",
-    "forkypig.v1.Store",
-    "forkypig.v1.Tenants",
-    "forkypig.v1.Auth",
+from forkypig.v1 import (
+    agent_pb2_grpc,
+    auth_pb2_grpc,
+    controller_pb2_grpc,
+    observe_pb2_grpc,
+    store_pb2_grpc,
+    tenants_pb2_grpc,
 )
+
+SERVICES = tuple(f"forkypig.v1.{name}" for name in ("Controller", "Agent", "Store", "Observation", "Tenants", "Auth"))
 
 
 class _Ended(Exception):
@@ -55,6 +60,8 @@ class App:
     desk: Desk
     operations: Operations
     access: Access
+    usage: Usage
+    metrics: Metrics
     stop: asyncio.Event
 
     @property
@@ -70,6 +77,8 @@ class App:
             AgentServicer(self.desk.store, self.desk.host, self.desk.admission), server
         )
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
+        observation = ObservationServicer(self.desk.store, self.usage, self.metrics)
+        observe_pb2_grpc.add_ObservationServicer_to_server(observation, server)
         auth_pb2_grpc.add_AuthServicer_to_server(AuthServicer(self.access.tokens, self.access.audit), server)
         tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
@@ -84,7 +93,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     access = Access(settings, store, local_users)
     failure: ForkyError | None = None
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with serving(settings.metrics, host.measured.registry), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()
@@ -107,8 +116,11 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             tasks.create_task(collector.run())
             tasks.create_task(admission.run(operations.changes.put_to_sleep))
             tasks.create_task(peers.run())
+            tasks.create_task(names_file.keep(store, settings.names_file))
+            usage = Usage(desk)
+            metrics = Metrics(usage, host.measured.registry)
             try:
-                yield App(desk, operations, access, asyncio.Event())
+                yield App(desk, operations, access, usage, metrics, asyncio.Event())
             except ForkyError as error:
                 failure = error  # of its own, not one of a group
             await journal.stop()

@@ -70,6 +70,7 @@ _LEAST: dict[str, dict[str, Role | None]] = {
         "ShareSnapshot": _USER,
         "UnshareSnapshot": _USER,
     },
+    "forkypig.v1.Observation": {"FollowEvents": _VIEWER, "GetUsage": _VIEWER, "GetMetrics": OPERATOR},
     "forkypig.v1.Auth": {
         "WhoAmI": _VIEWER,
         "CreateToken": _ADMIN,

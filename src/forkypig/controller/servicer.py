@@ -83,6 +83,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
                     yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
                 else:
                     machine, ready_ms = update
+                    self._desk.host.measured.ran(ready_ms)
                     result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
                     yield pb.RunMachineResponse(result=result)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from forkypig import tracing
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, GuestUnresponsive, MachineFailed, ResourceExhausted
 from forkypig.guest.channel import GuestChannel, Identity
@@ -110,9 +111,10 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
     async with contextlib.AsyncExitStack() as undo:
         async with host.births:
             started = time.perf_counter()
-            shell = await host.pool.take(record.snapshot.id)
-            if shell is None:
-                shell = await host.maker.for_snapshot(record, host.memory_path(record.snapshot.id))
+            with tracing.span("shell"):
+                shell = await host.pool.take(record.snapshot.id)
+                if shell is None:
+                    shell = await host.maker.for_snapshot(record, host.memory_path(record.snapshot.id))
             undo.push_async_callback(shell.discard)
             log.info(
                 "child has a shell",
@@ -121,8 +123,9 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
                 shell_ms=_ms(started, time.perf_counter()),
             )
             faults.reach("child-network")
-            await host.network.join(shell.slot, live.tenant)
-            await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
+            with tracing.span("network"):
+                await host.network.join(shell.slot, live.tenant)
+                await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
             joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})
             identity = _identity(host, live, record, options)
@@ -183,10 +186,12 @@ async def load(live: LiveMachine, shell: Shell, identity: Identity, undo: contex
     ended = asyncio.create_task(shell.process.ended.wait())
     began = time.perf_counter()
     try:
-        await split.load(shell.process, paused=False)
+        with tracing.span("load and run"):
+            await split.load(shell.process, paused=False)
         loaded = time.perf_counter()
         faults.reach("child-handshake")
-        await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        with tracing.span("handshake"):
+            await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not greeting.done():
             raise MachineFailed(
                 f"machine «{live.name}» died before it was ready: {last_words(shell.process.directory)}"
@@ -218,11 +223,16 @@ def _ms(begin: float, end: float) -> float:
     return round((end - begin) * 1000, 1)
 
 
+async def _born(host: "Host", record: SnapshotRecord, live: LiveMachine, options: ForkOptions, began: float) -> Child:
+    with tracing.span("child", machine=live.id):
+        return await bear(host, record, live, options, began=began)
+
+
 async def bear_all(
     host: "Host", record: SnapshotRecord, children: Sequence[LiveMachine], options: ForkOptions, *, began: float
 ) -> tuple[Child, ...]:
     """Makes all children ready, or none: when one fails the others are removed and the first error is raised."""
-    births = [asyncio.create_task(bear(host, record, live, options, began=began)) for live in children]
+    births = [asyncio.create_task(_born(host, record, live, options, began)) for live in children]
     try:
         return tuple(await asyncio.gather(*births))
     except BaseException:

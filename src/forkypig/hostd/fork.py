@@ -19,11 +19,12 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
 
+from forkypig import tracing
 from forkypig.errors import ForkyError
 from forkypig.hostd import children, faults
 from forkypig.hostd.children import NewChild
@@ -44,6 +45,32 @@ log = structlog.get_logger()
 
 # How long processes have to come to a stop: one in an uninterruptible wait is waited for, and its disk may be slow.
 _QUIESCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """When what happened in a pause, by time.perf_counter() in seconds."""
+
+    began: float
+    stopped: float
+    saved: float
+    frozen: float
+    handed: float  # to the successor: the load begins
+    running: float
+
+    @property
+    def pause_ms(self) -> float:
+        return (self.running - self.began) * 1000
+
+    def steps(self) -> list[tracing.Step]:
+        """One after the other; `load` ends with the successor's vCPUs running."""
+        return [
+            tracing.Step("stop", self.began, self.stopped),
+            tracing.Step("save", self.stopped, self.saved),
+            tracing.Step("freeze", self.saved, self.frozen),
+            tracing.Step("hand over", self.frozen, self.handed),
+            tracing.Step("load and run", self.handed, self.running),
+        ]
 
 
 async def fork_machine(
@@ -79,7 +106,8 @@ async def split_machine(
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
     async with old.disks_lock, contextlib.AsyncExitStack() as always, contextlib.AsyncExitStack() as undo:
-        record, successor = await _prepare(host, live, old, new, was_running, undo)
+        with tracing.span("prepare"):
+            record, successor = await _prepare(host, live, old, new, was_running, undo)
         remainder = None
         if live.slot is not None:
             remainder = await live.slot.remainder(old.tap(), successor.parts.process_id)
@@ -93,8 +121,10 @@ async def split_machine(
         split_pids = (old.pid, successor.process.pid)
         async with host.network.calm():
             with favour, priority.during_split(split_pids, host.split_pids()):
-                pause_ms = await _pause(host, live, old, successor, record, remainder, undo)
+                marks = await _pause(host, live, old, successor, record, remainder, undo)
         undo.pop_all()
+    pause_ms = marks.pause_ms
+    tracing.record("pause", marks.steps(), machine=live.id, snapshot=new.id)
     # The successor runs: from here on it is the machine, whatever else happens.
     record = replace(
         record,
@@ -102,9 +132,10 @@ async def split_machine(
         snapshot=replace(record.snapshot, pause_ms=round(pause_ms, 3) if was_running else 0.0),
     )
     _take_over(host, live, old, successor, record)
-    await host.move_channel(live)
-    if quiesce:
-        await _thaw(live)
+    with tracing.span("move the agent's channel"):
+        await host.move_channel(live)
+        if quiesce:
+            await _thaw(live)
     faults.reach("record")
     host.save_snapshot(record)
     live.save()
@@ -173,8 +204,8 @@ async def _pause(
     record: SnapshotRecord,
     remainder: Remainder | None,
     undo: contextlib.AsyncExitStack,
-) -> float:
-    """From `stop` to the successor running; returns how long that took, in ms."""
+) -> _Marks:
+    """From `stop` to the successor running; returns what happened when."""
     undo.push_async_callback(_go_on, old, successor, record.was_running)
     faults.reach("switch")
     if live.slot is not None:
@@ -191,6 +222,7 @@ async def _pause(
     saved = time.perf_counter()
     faults.reach("freeze")
     old.freeze()
+    frozen = time.perf_counter()
     faults.reach("bind")
     binding = asyncio.create_task(host.pager.bind(record.snapshot.id))
     undo.push_async_callback(asyncio.wait, {binding})
@@ -198,8 +230,9 @@ async def _pause(
         with contextlib.suppress(OSError):  # TCP sends again what is lost here
             remainder.carry_over()
     faults.reach("load")
+    handed = time.perf_counter()
     await split.load(successor.process, paused=not record.was_running)
-    loaded = time.perf_counter()
+    marks = _Marks(began, stopped, saved, frozen, handed, time.perf_counter())
     await binding
     log.info(
         "split",
@@ -207,9 +240,9 @@ async def _pause(
         snapshot=record.snapshot.id,
         stopped_ms=round((stopped - began) * 1000, 2),
         saved_ms=round((saved - began) * 1000, 2),
-        pause_ms=round((loaded - began) * 1000, 2),
+        pause_ms=round(marks.pause_ms, 2),
     )
-    return (loaded - began) * 1000
+    return marks
 
 
 async def _go_on(old: Process, successor: Shell, was_running: bool) -> None:

@@ -20,7 +20,8 @@ import structlog
 
 from forkypig.daemon import logs
 from forkypig.daemon.server import AlreadyRunning, PidFile
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.settings import Settings, load
+from forkypig.errors import InvalidRequest
 from forkypig.pager import mount, succession
 from forkypig.pager.inbox import new_inbox
 
@@ -96,7 +97,11 @@ def prepare(settings: Settings) -> None:
 
 
 def main() -> int:
-    settings = Settings()
+    try:
+        settings = load()
+    except InvalidRequest as error:
+        print(f"the pager can't start: {error}", file=sys.stderr)
+        return 1
     settings.check()
     logs.configure("pager", settings.log_level)
     os.umask(0o077)

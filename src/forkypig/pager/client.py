@@ -47,6 +47,11 @@ class PagerClient:
         """What the process says of itself."""
         return (await self.status()).pager
 
+    async def faults(self) -> pager_pb2.PagerFaults:
+        """How long reads of its files took."""
+        with rpc_errors():
+            return await self._stub.GetFaults(common_pb2.Empty(), timeout=_TIMEOUT_S)
+
     async def reserve(
         self, snapshot: SnapshotId, size_bytes: int, parent: SnapshotId | None, pid: int, address: int
     ) -> Path:

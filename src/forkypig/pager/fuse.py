@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ from typing import Protocol
 import structlog
 
 from forkypig.pager.inbox import Inbox, WaitingRead
+from forkypig.pager.latency import Latency
 
 log = structlog.get_logger()
 
@@ -78,6 +80,7 @@ class Connection:
 
     def __init__(self, fd: int, operations: Operations, inbox: Inbox) -> None:
         self.ended = asyncio.Event()  # it was unmounted
+        self.latency = Latency()
         self._fd, self._operations, self._inbox = fd, operations, inbox
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner = os.geteuid(), os.getegid()
@@ -89,7 +92,7 @@ class Connection:
     def take_over(self) -> None:
         """Answers what a predecessor of ours left unanswered."""
         for read in list(self._inbox.left_waiting()):
-            self._later(read)
+            self._later(read, time.perf_counter())
         if (left := self._inbox.left()) is not None:
             self._request(left)
             self._inbox.done()
@@ -140,12 +143,14 @@ class Connection:
             return
         try:
             if code == _READ:
+                began = time.perf_counter()
                 _, offset, length = _READ_IN.unpack_from(request, _IN.size)
                 data = self._operations.read_now(node, offset, length)
                 if data is None:
-                    self._later(WaitingRead(unique, node, offset, length))
+                    self._later(WaitingRead(unique, node, offset, length), began)
                 else:
                     self._reply(unique, data)
+                    self.latency.add(time.perf_counter() - began, len(data))
                 return
             self._reply(unique, self._answer(code, node, bytes(request[_IN.size :])))
         except OSError as error:
@@ -154,21 +159,25 @@ class Connection:
             log.exception("request failed", opcode=code, node=node)
             self._reply(unique, b"", errno.EIO)
 
-    def _later(self, read: WaitingRead) -> None:
+    def _later(self, read: WaitingRead, began: float) -> None:
         self._inbox.waits(read)
-        task = asyncio.get_running_loop().create_task(self._read(read))
+        task = asyncio.get_running_loop().create_task(self._read(read, began))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _read(self, read: WaitingRead) -> None:
+    async def _read(self, read: WaitingRead, began: float) -> None:
+        size = 0
         try:
-            self._reply(read.unique, await self._operations.read(read.node, read.offset, read.length))
+            data = await self._operations.read(read.node, read.offset, read.length)
+            size = len(data)
+            self._reply(read.unique, data)
         except OSError as error:
             self._reply(read.unique, b"", error.errno or errno.EIO)
         except Exception:  # the edge of a request
             log.exception("read failed", node=read.node, offset=read.offset)
             self._reply(read.unique, b"", errno.EIO)
         self._inbox.answered(read.unique)
+        self.latency.add(time.perf_counter() - began, size)
 
     def _reply(self, unique: int, data: bytes | bytearray, code: int = 0) -> None:
         try:

@@ -68,7 +68,7 @@ async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_o
     try:
         tuning = asyncio.create_task(asyncio.to_thread(mount.tune, settings.memory))
         service = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
-        servicer = PagerServicer(catalogue, reader, settings.memory, now_us())
+        servicer = PagerServicer(catalogue, reader, settings.memory, now_us(), connection.latency)
 
         def register(server: grpc.aio.Server) -> None:
             pager_pb2_grpc.add_PagerServicer_to_server(servicer, server)

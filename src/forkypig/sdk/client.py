@@ -21,6 +21,7 @@ from forkypig.sdk.bisect import Bisected, OnTrial, bisect
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
 from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
+from forkypig.sdk.observe import Observing
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.sdk.store import Storing
 from forkypig.sdk.tenants import Tenancy
@@ -38,7 +39,7 @@ _PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing, Access, Tenancy):
+class Forky(Observing, Storing, Access, Tenancy):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(

@@ -59,6 +59,32 @@ class PagerStatus(_message.Message):
 Global___PagerStatus: _TypeAlias = PagerStatus  # noqa: Y015
 
 @_typing.final
+class PagerFaults(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENCY_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    bytes: _builtins.int
+    """served"""
+    @_builtins.property
+    def latency(self) -> _common_pb2.Distribution:
+        """from a request's arrival in the holder to its answer, since the holder started"""
+
+    def __init__(
+        self,
+        *,
+        latency: _common_pb2.Distribution | None = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "latency", b"latency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagerFaults: _TypeAlias = PagerFaults  # noqa: Y015
+
+@_typing.final
 class PagerSnapshot(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

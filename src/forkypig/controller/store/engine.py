@@ -73,6 +73,7 @@ class Store:
             self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
+        self._written = asyncio.Event()
 
     @classmethod
     async def open(cls, at: Path | str, *, busy_timeout_s: float = 5.0) -> "Store":
@@ -144,6 +145,12 @@ class Store:
                         await postgres.take_turn(connection)
                         await self._check_standing(connection)
                     yield connection
+        written, self._written = self._written, asyncio.Event()
+        written.set()
+
+    def next_write(self) -> asyncio.Event:
+        """Set when a transaction is committed after this call, by this process. Others' are not noticed."""
+        return self._written
 
     @contextlib.asynccontextmanager
     async def beat(self) -> AsyncIterator[AsyncConnection]:

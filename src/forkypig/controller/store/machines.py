@@ -116,6 +116,11 @@ async def names(connection: AsyncConnection, tenant: str, prefix: str) -> set[st
     return set((await connection.execute(asked)).scalars())
 
 
+async def names_of(connection: AsyncConnection, tenant: str) -> set[str]:
+    """What a tenant's machines are called."""
+    return set((await connection.execute(select(table.c.name).where(table.c.tenant == tenant))).scalars())
+
+
 def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """As a range, which an index serves: names are compared by their bytes, and are ASCII."""
     return table.c.name >= prefix, table.c.name < prefix[:-1] + chr(ord(prefix[-1]) + 1)

@@ -251,3 +251,9 @@ async def unset_template(connection: AsyncConnection, image: ImageId, shape: Sha
     old = select(templates.c.snapshot).where(same).scalar_subquery()
     await connection.execute(update(table).where(table.c.id == old).values(kind=SnapshotKind.FORK.value))
     await connection.execute(delete(templates).where(same))
+
+
+async def tags(connection: AsyncConnection, tenant: str) -> set[str]:
+    """Every tag that a tenant's snapshots have."""
+    asked = select(table.c.tag).where(table.c.tag.is_not(None), table.c.tenant == tenant)
+    return set((await connection.execute(asked)).scalars())
