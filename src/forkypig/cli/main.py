@@ -16,6 +16,7 @@ from forkypig.cli import (
     history,
     images,
     machines,
+    pools,
     runtime,
     store,
     surroundings,
@@ -30,9 +31,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, pools, store, daemons):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
+app.add_typer(pools.pool, name="pool")
 app.add_typer(store.keys, name="key")
 
 

@@ -14,6 +14,7 @@ import grpc
 
 from forkypig.controller.desk import find_machine
 from forkypig.controller.host import Host, host_errors
+from forkypig.controller.pool_leases import PoolLeases
 from forkypig.controller.store import Store
 from forkypig.errors import InvalidRequest
 from forkypig.v1 import agent_pb2 as pb
@@ -30,8 +31,8 @@ _STAT_S = 60.0
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """forkypig.v1.Agent."""
 
-    def __init__(self, store: Store, host: Host) -> None:
-        self._store, self._host = store, host
+    def __init__(self, store: Store, host: Host, leases: PoolLeases) -> None:
+        self._store, self._host, self._leases = store, host, leases
 
     async def _id(self, machine: str) -> str:
         async with self._store.read() as tx:
@@ -45,7 +46,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         first.start.machine = await self._id(first.start.machine)
         call = self._host.agent.Exec(_and_then(first, request_iterator))
         try:
-            with host_errors():
+            with host_errors(), self._leases.using(first.start.machine):
                 async for response in call:
                     yield response
         finally:
@@ -59,7 +60,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         first.start.machine = await self._id(first.start.machine)
         call = self._host.agent.Upload(_and_then(first, request_iterator))
         try:
-            with host_errors():
+            with host_errors(), self._leases.using(first.start.machine):
                 return await call
         finally:
             call.cancel()
@@ -69,7 +70,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         request.machine = await self._id(request.machine)
         call = self._host.agent.Download(request)
         try:
-            with host_errors():
+            with host_errors(), self._leases.using(request.machine):
                 async for response in call:
                     yield response
         finally:
@@ -78,7 +79,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @answered
     async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
         request.machine = await self._id(request.machine)
-        with host_errors():
+        with host_errors(), self._leases.using(request.machine):
             return await self._host.agent.StatPath(request, timeout=_STAT_S)
 
 

@@ -16,6 +16,8 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.pool_servicer import PoolServicer
+from forkypig.controller.pools import Pools
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -25,9 +27,9 @@ from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2_grpc, store_pb2_grpc
 
-SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store")
+SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store", "forkypig.v1.Pools")
 
 
 class _Ended(Exception):
@@ -40,13 +42,16 @@ class App:
 
     desk: Desk
     operations: Operations
+    pools: Pools
     stop: asyncio.Event
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(self.desk.store, self.desk.host), server)
+        agent = AgentServicer(self.desk.store, self.desk.host, self.pools.leases)
+        agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
+        pools_pb2_grpc.add_PoolsServicer_to_server(PoolServicer(self.pools), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
 
 
@@ -63,11 +68,13 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             desk = Desk(store, host, journal, reconciler)
             collector = Collector(desk)
             images = Images(desk, collector)
-            forks = Forks(desk)
+            forks, templates = Forks(desk), Templates(desk)
+            changes = Changes(desk, forks)
+            pools = Pools(desk, changes, templates)
             operations = Operations(
-                runs=Runs(desk, images, Templates(desk)),
+                runs=Runs(desk, images, templates, pools),
                 forks=forks,
-                changes=Changes(desk, forks),
+                changes=changes,
                 collector=collector,
                 tags=Tags(desk),
                 images=images,
@@ -75,7 +82,8 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
-            yield App(desk, operations, asyncio.Event())
+            tasks.create_task(pools.run())
+            yield App(desk, operations, pools, asyncio.Event())
             raise _Ended
     except* _Ended:
         pass

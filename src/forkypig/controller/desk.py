@@ -57,9 +57,10 @@ class Desk:
 
 
 async def find_machine(tx: AsyncConnection, text: str) -> Machine:
-    """By id or name. Raises InvalidRequest where `text` can be neither, NotFound where it is none."""
+    """By id or name. Raises InvalidRequest where `text` can be neither, NotFound where it is none, or one that waits in
+    a pool: that is nobody's yet."""
     found = await machines.get(tx, text) if is_id(text) else await machines.by_name(tx, check_name("machine", text))
-    if found is None:
+    if found is None or found.pool is not None:
         raise NotFound("machine", text, "see forky ps")
     return found
 
@@ -98,7 +99,7 @@ async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
                 f"«{text}» is a machine ({machine.id}) and a snapshot's tag ({snapshot.id}): say which by its id"
             )
         found = machine or snapshot
-    if found is None:
+    if found is None or (isinstance(found, Machine) and found.pool is not None):
         raise NotFound("machine or snapshot", text, "see forky ps and forky snapshots")
     return found
 

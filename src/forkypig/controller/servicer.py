@@ -80,8 +80,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
                 if isinstance(update, Progress):
                     yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
                 else:
-                    machine, ready_ms = update
-                    result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
+                    result = pb.RunResult(
+                        machine=self._machine(update.machine), ready_ms=update.ready_ms, pool=update.pool
+                    )
                     yield pb.RunMachineResponse(result=result)
 
     @answered
@@ -107,7 +108,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def ListMachines(self, request: common.Empty, context: Context) -> pb.ListMachinesResponse:
         async with self._desk.store.read() as tx:
-            every = await machines.every(tx)
+            every = [m for m in await machines.every(tx) if m.pool is None]  # those that wait in pools are nobody's
         doing = self._desk.journal.operations()
         return pb.ListMachinesResponse(
             machines=[convert.machine_to_wire(replace(m, operation=doing.get(m.id, ""))) for m in every]

@@ -105,9 +105,10 @@ def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachi
 async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options: ForkOptions, *, began: float) -> Child:
     """Makes one child ready. On failure nothing of it is left but its record, which the caller drops."""
     async with contextlib.AsyncExitStack() as undo:
-        async with host.births:
+        async with host.background_births if options.background else host.births:
             started = time.perf_counter()
-            shell = await host.pool.take(record.snapshot.id)
+            # A shell that stands ready is for who waits.
+            shell = None if options.background else await host.pool.take(record.snapshot.id)
             if shell is None:
                 shell = await host.maker.for_snapshot(record, host.memory_path(record.snapshot.id))
             undo.push_async_callback(shell.discard)
@@ -119,13 +120,17 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             )
             faults.reach("child-network")
             await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
-            joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
+            joining = asyncio.create_task(_join(host, live, shell, options))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})
             identity = _identity(host, live, record, options)
             channel = await load(live, shell, identity, undo)
             await joining
+            if options.background:
+                await channel.settle()  # what is left to do is not to be done when it is handed out
             if options.paused:
                 await split.stop(shell.process)
+            if options.background and live.group is not None:
+                live.group.restore_cpu()
         faults.reach("child-record")
         undo.pop_all()
         live.process, live.channel, live.slot = shell.process, channel, shell.slot
@@ -140,6 +145,12 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             slot=shell.slot.name if shell.slot is not None else "",
         )
         return Child(live.view(), (time.perf_counter() - began) * 1000)
+
+
+async def _join(host: "Host", live: LiveMachine, shell: Shell, options: ForkOptions) -> None:
+    await host.limit(live, shell.process)
+    if options.background and live.group is not None:
+        live.group.stand_back()
 
 
 def _forget_files(host: "Host", record: SnapshotRecord) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class Host:
         self.pool = ShellPool(self.maker, settings.shells)
         # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
+        self.background_births = asyncio.Semaphore(1)  # of their own: who waits must not wait for one that stands back
         self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
         self.packing_turn = asyncio.Lock()
         self.folding = Folding(self)

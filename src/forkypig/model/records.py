@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from forkypig.model.config import MachineConfig
-from forkypig.model.ids import ImageId, MachineId, SnapshotId
+from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 
 
 class MachineState(Enum):
@@ -58,6 +58,7 @@ class Machine:
     created_us: int = 0
     operation: str = ""  # what is being done to it now
     config: MachineConfig = MachineConfig()
+    pool: PoolId | None = None  # it waits there to be acquired, and is nobody's until then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

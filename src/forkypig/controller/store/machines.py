@@ -8,9 +8,10 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines as table
-from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, Shape, SnapshotId
+from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, PoolId, Shape, SnapshotId
 
 _config = TypeAdapter(MachineConfig)
+_OTHERS = ("id", "pool")  # the columns that a row is not saved with
 
 
 def _values(machine: Machine) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def _machine(row: Any) -> Machine:
         accelerator_reason=row.accelerator_reason,
         created_us=row.created_us,
         config=_config.validate_json(row.config),
+        pool=PoolId(row.pool) if row.pool else None,
     )
 
 
@@ -69,6 +71,14 @@ async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
 async def every(connection: AsyncConnection) -> list[Machine]:
     """All of them, oldest first."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
+    return [_machine(row) for row in rows]
+
+
+async def in_pools(connection: AsyncConnection) -> list[Machine]:
+    """Those that wait to be acquired, oldest first."""
+    rows = await connection.execute(
+        select(table).where(table.c.pool.is_not(None)).order_by(table.c.created_us, table.c.id)
+    )
     return [_machine(row) for row in rows]
 
 
@@ -100,7 +110,7 @@ async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -
     """Replaces rows that are there, many at once; those that are not there stay away."""
     if not machines:
         return
-    parameters: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
+    parameters: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name not in _OTHERS}
     statement = update(table).where(table.c.id == bindparam("row_id")).values(parameters)
     await connection.execute(
         statement,
