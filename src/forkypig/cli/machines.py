@@ -112,10 +112,7 @@ def _show_made(machine: "Machine", as_json: bool, snapshot: str) -> None:
     if as_json:
         printing.document(_made(machine))
         return
-    if machine.pool:
-        how = f"taken from pool {machine.pool}"
-    else:
-        how = _how(machine, snapshot)
+    how = f"taken from pool {machine.pool}" if machine.pool else _how(machine, snapshot)
     printing.say(f"{machine.name} ({machine.id}) {how} in {printing.milliseconds(machine.ready_ms or 0.0)}")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from forkypig.controller.desk import Desk
+from forkypig.controller.journal import Flight
 from forkypig.controller.live_pool import LivePool
 from forkypig.controller.pool_leases import PoolLeases
 from forkypig.controller.store import events, machines, pools
@@ -80,30 +81,46 @@ class Acquiring:
     async def _hand_over(
         self, live: LivePool, machine: MachineId, ttl_s: float, labels: Mapping[str, str]
     ) -> _Given | None:
-        desk, pool = self._desk, live.pool
-        lease = self._leases.new(pool, machine, ttl_s, labels)
-        with desk.journal.flight() as flight:
-            async with desk.store.write() as tx:
-                if not await pools.claim(tx, pool.id, machine):
+        desk = self._desk
+        try:
+            with desk.journal.flight() as flight:
+                if (found := await self._claim(flight, live, machine, ttl_s, labels)) is None:
                     return None
-                row = await machines.get(tx, machine)
-                assert row is not None
-                lease = replace(lease, machine_name=row.name)
-                await pools.add_lease(tx, lease)
-                await events.add(tx, "machine.acquired", machine, f"{row.name} of {pool.name}, by {lease.holder}")
-                flight.take(_acquisition(machine))
-            live.acquired += 1
-            self._leases.took(lease)
-            try:
-                seen = await desk.host.acquire(machine, row.name)
-            except ForkyError as error:
-                log.warning("a machine of a pool did not come to run", machine=machine, error=str(error))
-                desk.journal.begin(self._drop(live, machine, str(error)))
-                if isinstance(error, _UNKNOWN):
-                    raise
-                return None
+                live.acquired += 1
+                self._leases.took(found.lease)
+                seen = await self._let_go(live, found.machine)
+        finally:
+            live.in_hand -= 1
+            live.changed.set()
         desk.journal.begin(desk.reconciler.landed(machine))
-        return _Given(merge(row, seen), lease)
+        return None if seen is None else _Given(merge(found.machine, seen), found.lease)
+
+    async def _claim(
+        self, flight: Flight, live: LivePool, machine: MachineId, ttl_s: float, labels: Mapping[str, str]
+    ) -> _Given | None:
+        """Writes down that it has left the pool, and for how long. None: another controller was faster."""
+        pool = live.pool
+        async with self._desk.store.write() as tx:
+            if not await pools.claim(tx, pool.id, machine):
+                return None
+            row = await machines.get(tx, machine)
+            assert row is not None
+            lease = replace(self._leases.new(pool, machine, ttl_s, labels), machine_name=row.name)
+            await pools.add_lease(tx, lease)
+            await events.add(tx, "machine.acquired", machine, f"{row.name} of {pool.name}, by {lease.holder}")
+            flight.take(_acquisition(machine))
+            return _Given(row, lease)
+
+    async def _let_go(self, live: LivePool, machine: Machine) -> Machine | None:
+        """It runs. None: it can't, and goes."""
+        try:
+            return await self._desk.host.acquire(machine.id, machine.name)
+        except ForkyError as error:
+            log.warning("a machine of a pool did not come to run", machine=machine.id, error=str(error))
+            self._desk.journal.begin(self._drop(live, machine.id, str(error)))
+            if isinstance(error, _UNKNOWN):
+                raise
+            return None
 
 
 def _acquisition(machine: MachineId) -> Intent:

@@ -70,7 +70,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             images = Images(desk, collector)
             forks, templates = Forks(desk), Templates(desk)
             changes = Changes(desk, forks)
-            pools = Pools(desk, changes, templates)
+            pools = Pools(desk, changes, images, templates)
             operations = Operations(
                 runs=Runs(desk, images, templates, pools),
                 forks=forks,

@@ -21,7 +21,9 @@ class LivePool:
         self.line: Line[MachineId, asyncio.Future[MachineId]] = Line()
         self.demand = Demand()
         self.filling = 0
+        self.elsewhere = 0  # machines that another controller makes, or left half-made
         self.acquired = 0
+        self.in_hand = 0  # taken out of the line, and not leased yet
         self.owed = 0  # machines that were given back to be recycled
         self.failure = ""  # why the last refill failed
         self.changed = asyncio.Event()  # its filler has to look
@@ -35,8 +37,8 @@ class LivePool:
     def stock(self) -> Stock:
         return Stock(
             ready=len(self.line.ready),
-            filling=self.filling,
-            acquired=self.acquired,
+            filling=self.filling + self.elsewhere,
+            acquired=self.acquired + self.in_hand,
             waiting=len(self.line.waiting),
             owed=self.owed,
         )
@@ -58,16 +60,19 @@ class LivePool:
         while (waiter := self.line.put(machine)) is not None:
             if not waiter.done():  # else they have just left
                 waiter.set_result(machine)
+                self.in_hand += 1
                 return
 
     async def next_machine(self, wait_s: float, *, first: bool = False) -> MachineId:
-        """The next machine that is ready, in turn. `first`: a caller who had their turn, and got nothing of use.
+        """The next machine that is ready, in turn; it is `in_hand` from then on. `first`: a caller who had their turn,
+        and got nothing of use.
 
         Raises ResourceExhausted, with what to do, when none is ready in time; NotFound when the pool is removed."""
         if self.closed:
             raise self._gone()
         self.changed.set()
         if (machine := self.line.take()) is not None:
+            self.in_hand += 1
             return machine
         turn: asyncio.Future[MachineId] = asyncio.get_running_loop().create_future()
         self.line.join(turn, first=first)
@@ -77,6 +82,7 @@ class LivePool:
         except BaseException as error:
             self.line.leave(turn)
             if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.in_hand -= 1
                 self.put(turn.result())  # it came as they went
             if isinstance(error, TimeoutError):
                 raise ResourceExhausted(self._why(wait_s)) from error

@@ -10,27 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.acquiring import Acquiring
 from forkypig.controller.changes import Changes
-from forkypig.controller.desk import Desk, find_snapshot
+from forkypig.controller.desk import Desk
 from forkypig.controller.filler import Filler
-from forkypig.controller.forks import ground_of
+from forkypig.controller.images import Images
 from forkypig.controller.live_pool import LivePool
 from forkypig.controller.pool_leases import PoolLeases
 from forkypig.controller.pool_runs import PoolRuns
+from forkypig.controller.pool_sources import check_still_there, pool_of
 from forkypig.controller.principal import principal
-from forkypig.controller.store import events, images, machines, pools
+from forkypig.controller.store import events, machines, pools
 from forkypig.controller.templates import Templates
-from forkypig.core.config import bare
-from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.core.pools import check_sizes
 from forkypig.daemon.server import now_us
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, NotFound
 from forkypig.model import (
     Acquired,
-    Image,
     ImageId,
     Lease,
     Machine,
@@ -41,7 +38,6 @@ from forkypig.model import (
     PoolId,
     PoolStatus,
     Shape,
-    Snapshot,
     SnapshotId,
     check_name,
     new_pool_id,
@@ -51,14 +47,13 @@ log = structlog.get_logger()
 
 _LOOK_S = 1.0
 _LONGEST_NAME = 54  # machines are called NAME-3f2a1b7c at most
-_NO_SHAPE = Shape(0, 0, 0)
 
 
 class Pools:
     """All pools of this controller."""
 
-    def __init__(self, desk: Desk, changes: Changes, templates: Templates) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, changes: Changes, images: Images, templates: Templates) -> None:
+        self._desk, self._images = desk, images
         self.leases = PoolLeases(desk, changes)
         self.filler = Filler(desk, self.leases, templates)
         self._acquiring = Acquiring(desk, self.leases)
@@ -79,18 +74,19 @@ class Pools:
             raise InvalidRequest(f"«{name}» is too long for a pool's name: use at most {_LONGEST_NAME} characters")
         check_sizes(target, most)
         desk, tenant = self._desk, principal().tenant
+        pool = replace(
+            await pool_of(desk, self._images, source, shape),
+            id=new_pool_id(),
+            name=name,
+            tenant=tenant,
+            target=target,
+            max=most,
+            created_us=now_us(),
+        )
         async with desk.store.write() as tx:
             if await pools.by_name(tx, tenant, name) is not None:
                 raise AlreadyExists("pool", name)
-            pool = replace(
-                await _of_source(tx, source, shape),
-                id=new_pool_id(),
-                name=name,
-                tenant=tenant,
-                target=target,
-                max=most,
-                created_us=now_us(),
-            )
+            await check_still_there(tx, pool)
             await pools.add(tx, pool)
             await events.add(tx, "pool.created", pool.id, f"{name}, of {source}: {target} ready, {most} at most")
         live = self._take_up(pool)
@@ -249,14 +245,16 @@ class Pools:
             if row.id in going:
                 self._desk.journal.begin(self._finish_removal(live))
                 continue
-            await self._sort(live, [m for m in waiting if m.pool == row.id], held)
+            self._sort(live, [m for m in waiting if m.pool == row.id])
 
-    async def _sort(self, live: LivePool, waiting: list[Machine], held: list[Lease]) -> None:
+    def _sort(self, live: LivePool, waiting: list[Machine]) -> None:
         """Which of them are ready, and which will never be."""
         journal = self._desk.journal
-        live.acquired = sum(lease.pool == live.pool.id for lease in held)
+        live.acquired = sum(lease.pool == live.pool.id for lease in self.leases.held.values())
         ready = {m.id for m in waiting if m.state is MachineState.PAUSED}
         live.line.keep(ready | live.fresh)
+        making = {m.id for m in waiting if m.state is MachineState.CREATING} - live.fresh
+        live.elsewhere = sum(not journal.concerns(machine) for machine in making)
         for machine in waiting:
             if journal.concerns(machine.id):
                 continue
@@ -281,57 +279,3 @@ class Pools:
         self._live.pop(live.pool.id, None)
         if self._by_name.get((live.pool.tenant, live.pool.name)) is live:
             del self._by_name[live.pool.tenant, live.pool.name]
-
-
-async def _of_source(tx: AsyncConnection, source: str, shape: Shape) -> Pool:
-    """A pool without its name and sizes, of a snapshot or an image."""
-    image = await images.find(tx, source)
-    snapshot = await _snapshot(tx, source)
-    if image is not None and snapshot is not None:
-        raise InvalidRequest(f"«{source}» is an image ({image.id}) and a snapshot ({snapshot.id}): say which by its id")
-    if snapshot is not None:
-        if shape != _NO_SHAPE:
-            raise InvalidRequest(
-                "machines that start from a snapshot have its CPUs, memory and disk: leave out what says otherwise"
-            )
-        ground = await ground_of(tx, snapshot)
-        return _pool(source, snapshot.image, snapshot.shape, config=bare(ground.config), snapshot=snapshot)
-    if image is None:
-        raise NotFound("snapshot or image", source, "see forky snapshots and forky image ls")
-    return _of_image(source, image, shape)
-
-
-async def _snapshot(tx: AsyncConnection, source: str) -> Snapshot | None:
-    try:
-        return await find_snapshot(tx, source)
-    except NotFound:
-        return None
-
-
-def _of_image(source: str, image: Image, shape: Shape) -> Pool:
-    shape = with_defaults(shape)
-    check_shape(shape, 0)
-    check_disk_holds(shape, image)
-    return _pool(source, image.id, shape)
-
-
-def _pool(
-    source: str,
-    image: ImageId,
-    shape: Shape,
-    *,
-    config: MachineConfig | None = None,
-    snapshot: Snapshot | None = None,
-) -> Pool:
-    return Pool(
-        id=PoolId(""),
-        name="",
-        source=source,
-        from_image=snapshot is None,
-        image=image,
-        snapshot=snapshot.id if snapshot else None,
-        shape=shape,
-        config=config or MachineConfig(),
-        target=0,
-        max=1,
-    )

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from forkypig.sdk.client import Forky as Forky
     from forkypig.sdk.machine import Fork as Fork
     from forkypig.sdk.machine import Machine as Machine
+    from forkypig.sdk.pools import AcquiredMachine as AcquiredMachine
+    from forkypig.sdk.pools import Pool as Pool
     from forkypig.sdk.process import ExecResult as ExecResult
     from forkypig.sdk.process import Output as Output
     from forkypig.sdk.process import Process as Process
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from forkypig.sdk.transfer import Copied as Copied
 
 _HOMES = {
+    "AcquiredMachine": "pools",
     "Bisected": "bisect",
     "Check": "status",
     "Copied": "transfer",
@@ -27,11 +30,13 @@ _HOMES = {
     "Forky": "client",
     "Machine": "machine",
     "Output": "process",
+    "Pool": "pools",
     "Process": "process",
     "Status": "status",
     "Trial": "bisect",
 }
 __all__ = [
+    "AcquiredMachine",
     "Bisected",
     "Check",
     "Copied",
@@ -40,6 +45,7 @@ __all__ = [
     "Forky",
     "Machine",
     "Output",
+    "Pool",
     "Process",
     "Status",
     "Trial",
