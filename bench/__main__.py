@@ -25,6 +25,7 @@ from bench import (
     instance,
     network,
     pause,
+    pools,
     ready,
 )
 from bench.results import Results
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Section] = {
     busy.SECTION: busy.run,
     busy.PACKING: busy.packing,
     durable.SECTION: durable.run,
+    pools.SECTION: pools.run,
 }
 
 

@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import alternatives, busy, chunks, density, durable, everyday, floor, generations, network, pause, ready
+from bench import (
+    alternatives,
+    busy,
+    chunks,
+    density,
+    durable,
+    everyday,
+    floor,
+    generations,
+    network,
+    pause,
+    pools,
+    ready,
+)
 from bench.results import Measure, Results
 from bench.targets import Target, evaluate
 
@@ -25,6 +38,9 @@ _WORDS = {
     "splits": "{} splits",
     "number": "snapshot {}",
     "depth": "depth {}",
+    "pool": "{} pool",
+    "callers": "{} callers",
+    "size": "{} machines",
 }
 
 
@@ -60,6 +76,13 @@ def tables(results: Results) -> list[Table]:
         _measures(results, "Host memory of children", density.SECTION),
         _measures(results, "Every day", everyday.SECTION),
         _measures(results, "Snapshots on disk", durable.SECTION),
+        _measures(
+            results,
+            "Acquiring machines of a pool",
+            pools.SECTION,
+            "«refilling»: the pool makes a machine for each that is taken, behind everything else, all along.",
+        ),
+        _measures(results, "A crowd at a pool: all come at once, and give back at once", pools.CROWD),
         _measures(
             results,
             "Sizes of chunks, on a guest's memory",

@@ -3,7 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import alternatives, busy, density, durable, everyday, floor, generations, hostlog, network, pause, ready
+from bench import (
+    alternatives,
+    busy,
+    density,
+    durable,
+    everyday,
+    floor,
+    generations,
+    hostlog,
+    network,
+    pause,
+    pools,
+    ready,
+)
 from bench.results import Measure, Results
 from bench.stats import percentile
 
@@ -30,6 +43,7 @@ def evaluate(results: Results) -> list[Target]:
         *_ready(results),
         *_network(results),
         *_durable(results),
+        *_pools(results),
         *_rest(results),
     ]
 
@@ -177,6 +191,20 @@ def _ratio(name: str, samples: list[float], against: list[float], limit: float) 
         return Target(name, f"≤ {limit:g} ×", "not measured", None)
     value, base = percentile(samples, 0.5), percentile(against, 0.5)
     return Target(name, f"≤ {limit:g} ×", f"{value / base:.2f} × ({value:.0f} and {base:.0f})", value <= limit * base)
+
+
+def _pools(results: Results) -> Iterator[Target]:
+    samples = results.samples(pools.SECTION, "acquire of a ready machine", pool="refilling")
+    yield _at_most("acquire of a ready machine while refills run, p50", samples, 0.5, 10, "ms")
+    yield _at_most("acquire of a ready machine while refills run, p99", samples, 0.99, 50, "ms")
+    late = results.samples(pools.CROWD, "callers past their deadline")
+    overtaken = results.samples(pools.CROWD, "callers served before one who had waited longer")
+    name, asked = "200 acquires at once on a pool of 20 end in order", "no error, in turn"
+    if not late:
+        yield Target(name, asked, "not measured", None)
+    else:
+        found = f"{late[0]:.0f} past their deadline, {overtaken[0]:.0f} out of turn"
+        yield Target(name, asked, found, not late[0] and not overtaken[0])
 
 
 def _rest(results: Results) -> Iterator[Target]:

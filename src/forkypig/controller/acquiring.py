@@ -16,7 +16,7 @@ from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
 from forkypig.controller.live_pool import LivePool
 from forkypig.controller.pool_leases import PoolLeases
-from forkypig.controller.store import events, machines, pools
+from forkypig.controller.store import events, pools
 from forkypig.core.intents import Intent, IntentKind
 from forkypig.core.pools import check_lease
 from forkypig.core.reconcile import merge
@@ -101,10 +101,8 @@ class Acquiring:
         """Writes down that it has left the pool, and for how long. None: another controller was faster."""
         pool = live.pool
         async with self._desk.store.write() as tx:
-            if not await pools.claim(tx, pool.id, machine):
+            if (row := await pools.claim(tx, pool.id, machine)) is None:
                 return None
-            row = await machines.get(tx, machine)
-            assert row is not None
             lease = replace(self._leases.new(pool, machine, ttl_s, labels), machine_name=row.name)
             await pools.add_lease(tx, lease)
             await events.add(tx, "machine.acquired", machine, f"{row.name} of {pool.name}, by {lease.holder}")

@@ -114,7 +114,7 @@ class PoolLeases:
             over = replace(self.new(pool, machine, 1.0, {}), tenant=pool.tenant, holder="", expires_us=0)
             async with self._desk.store.write() as tx:
                 await pools.take_out(tx, pool.id, machine)
-                await pools.add_lease(tx, over)
+                await pools.end_lease(tx, over)
                 await events.add(tx, "pool.dropped", machine, f"of {pool.name}: {why}")
             self.held[machine] = over
             await self._end(over)

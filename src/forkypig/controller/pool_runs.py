@@ -4,6 +4,7 @@ It becomes an ordinary machine, with the name and the config that were asked for
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
@@ -58,12 +59,11 @@ class PoolRuns:
             async with self._desk.store.write() as tx:
                 if name and await machines.by_name(tx, name) is not None:
                     raise AlreadyExists("machine", name)
-                if not await pools.claim(tx, live.pool.id, machine):
+                if (row := await pools.claim(tx, live.pool.id, machine)) is None:
                     return None
                 if name:
                     await pools.rename(tx, machine, name)
-                row = await machines.get(tx, machine)
-                assert row is not None
+                    row = replace(row, name=name)
                 intent = await intents.add(tx, IntentKind.RUN, machines=[machine])
                 await events.add(tx, "machine.created", machine, f"{row.name}, from pool {live.pool.name}")
                 flight.take(intent)

@@ -13,6 +13,7 @@ import structlog
 
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, GuestUnresponsive, MachineFailed, ResourceExhausted
+from forkypig.guest.calls import ExecSpec
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.hostd import faults
 from forkypig.hostd.machine import LiveMachine
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 # The guest's own work takes 0.1 s under TCG when the host is idle; a hundred children on two cores share it.
 HANDSHAKE_TIMEOUT_S = 60.0
 
+_WARM_UP_S = 30.0
 # What a child needs at least before it has touched anything: QEMU's own memory (measured: see bench/results).
 _CHILD_MIB = 32
 _HOST_RESERVE_MIB = 256
@@ -126,7 +128,7 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             channel = await load(live, shell, identity, undo)
             await joining
             if options.background:
-                await channel.settle()  # what is left to do is not to be done when it is handed out
+                await _warm_up(live, channel)
             if options.paused:
                 await split.stop(shell.process)
             if options.background and live.group is not None:
@@ -145,6 +147,18 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             slot=shell.slot.name if shell.slot is not None else "",
         )
         return Child(live.view(), (time.perf_counter() - began) * 1000)
+
+
+async def _warm_up(live: LiveMachine, channel: GuestChannel) -> None:
+    """What is left to do is not to be done when it is handed out, nor by its first command: under emulation the code
+    that runs a command is translated by the first one. A guest that has no such command is none the worse."""
+    await channel.settle()
+    try:
+        async with asyncio.timeout(_WARM_UP_S):
+            async for _ in await channel.exec(ExecSpec(argv=("true",))):
+                pass
+    except (ForkyError, TimeoutError) as error:
+        log.info("not warmed up", machine=live.id, error=str(error))
 
 
 async def _join(host: "Host", live: LiveMachine, shell: Shell, options: ForkOptions) -> None:

@@ -36,7 +36,8 @@ def _values(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _machine(row: Any) -> Machine:
+def machine_of(row: Any) -> Machine:
+    """What a row says."""
     return Machine(
         id=MachineId(row.id),
         name=row.name,
@@ -60,18 +61,18 @@ def _machine(row: Any) -> Machine:
 async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     """By id."""
     row = (await connection.execute(select(table).where(table.c.id == machine))).first()
-    return _machine(row) if row else None
+    return machine_of(row) if row else None
 
 
 async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
     row = (await connection.execute(select(table).where(table.c.name == name))).first()
-    return _machine(row) if row else None
+    return machine_of(row) if row else None
 
 
 async def every(connection: AsyncConnection) -> list[Machine]:
     """All of them, oldest first."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
-    return [_machine(row) for row in rows]
+    return [machine_of(row) for row in rows]
 
 
 async def in_pools(connection: AsyncConnection) -> list[Machine]:
@@ -79,7 +80,7 @@ async def in_pools(connection: AsyncConnection) -> list[Machine]:
     rows = await connection.execute(
         select(table).where(table.c.pool.is_not(None)).order_by(table.c.created_us, table.c.id)
     )
-    return [_machine(row) for row in rows]
+    return [machine_of(row) for row in rows]
 
 
 async def names(connection: AsyncConnection) -> set[str]:

@@ -1,18 +1,19 @@
 """Rows of pools and of leases, and which machines wait in which pool."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.store.machines import machine_of
 from forkypig.controller.store.tables import machines, pool_leases
 from forkypig.controller.store.tables import pools as table
 from forkypig.model import (
     ImageId,
     Lease,
+    Machine,
     MachineConfig,
     MachineId,
     MachineState,
@@ -114,9 +115,9 @@ async def put_in(connection: AsyncConnection, pool: PoolId, waiting: Iterable[Ma
     await connection.execute(update(machines).where(machines.c.id.in_(list(waiting))).values(pool=pool))
 
 
-async def claim(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> bool:
-    """Takes a machine that is ready out of its pool; False: it is not there, or not ready, any more."""
-    done = await connection.execute(
+async def claim(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> Machine | None:
+    """Takes a machine that is ready out of its pool; None: it is not there, or not ready, any more."""
+    claimed = await connection.execute(
         update(machines)
         .where(
             machines.c.id == machine,
@@ -124,8 +125,10 @@ async def claim(connection: AsyncConnection, pool: PoolId, machine: MachineId) -
             machines.c.state == MachineState.PAUSED.value,
         )
         .values(pool=None, state=MachineState.RUNNING.value)
+        .returning(machines)
     )
-    return bool(done.rowcount)
+    row = claimed.first()
+    return machine_of(row) if row else None
 
 
 async def take_out(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> bool:
@@ -179,9 +182,14 @@ async def lease_of(connection: AsyncConnection, machine: MachineId) -> Lease | N
     return _lease(row) if row else None
 
 
-async def add_lease(connection: AsyncConnection, lease: Lease) -> None:
-    """In place of one that the machine may have."""
+async def end_lease(connection: AsyncConnection, lease: Lease) -> None:
+    """The machine's lease, if it has one, is this one, which is over."""
     await connection.execute(delete(pool_leases).where(pool_leases.c.machine == lease.machine))
+    await add_lease(connection, lease)
+
+
+async def add_lease(connection: AsyncConnection, lease: Lease) -> None:
+    """Of a machine that has none."""
     values = {
         "machine": lease.machine,
         "pool": lease.pool,
@@ -204,8 +212,3 @@ async def extend(connection: AsyncConnection, extended: Sequence[Lease]) -> None
             .where(pool_leases.c.machine == lease.machine)
             .values(ttl_s=lease.ttl_s, expires_us=lease.expires_us)
         )
-
-
-def over(lease: Lease) -> Lease:
-    """The lease, at its end: what is to go is what has one of these."""
-    return replace(lease, expires_us=0)
