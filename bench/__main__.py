@@ -16,6 +16,7 @@ from bench import (
     busy,
     charts,
     chunks,
+    controller,
     density,
     durable,
     everyday,
@@ -49,6 +50,7 @@ SECTIONS: dict[str, Section] = {
     busy.PACKING: busy.packing,
     durable.SECTION: durable.run,
     pools.SECTION: pools.run,
+    controller.SECTION: controller.run,
 }
 
 

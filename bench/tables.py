@@ -7,6 +7,7 @@ from bench import (
     alternatives,
     busy,
     chunks,
+    controller,
     density,
     durable,
     everyday,
@@ -83,6 +84,13 @@ def tables(results: Results) -> list[Table]:
             "«refilling»: the pool makes a machine for each that is taken, behind everything else, all along.",
         ),
         _measures(results, "A crowd at a pool: all come at once, and give back at once", pools.CROWD),
+        _measures(
+            results,
+            "The controller, before a host that answers at once",
+            controller.SECTION,
+            "«adds» is what a call takes through the controller, less what the same call takes at the host. The "
+            "host is one of the tests, in the process that measures; the controller is the daemon, in its own.",
+        ),
         _measures(
             results,
             "Sizes of chunks, on a guest's memory",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bench import (
     alternatives,
     busy,
+    controller,
     density,
     durable,
     everyday,
@@ -44,6 +45,7 @@ def evaluate(results: Results) -> list[Target]:
         *_network(results),
         *_durable(results),
         *_pools(results),
+        *_controller(results),
         *_rest(results),
     ]
 
@@ -72,6 +74,17 @@ def _pause(results: Results) -> Iterator[Target]:
     samples, parts = results.samples(pause.SECTION, "pause"), _parts(results, pause.SECTION)
     yield _at_most("pause, p50 over all sizes and loads", samples, 0.5, 20, "ms", parts)
     yield _at_most("pause, p99 over all sizes and loads", samples, 0.99, 50, "ms", parts)
+
+
+def _controller(results: Results) -> Iterator[Target]:
+    for engine, limit in (("SQLite", 3), ("PostgreSQL", 5)):
+        for call in ("get", "pause"):
+            samples = results.samples(controller.SECTION, "adds", engine=engine, call=call)
+            yield _at_most(f"what the controller adds to «{call}», {engine}, p50", samples, 0.5, limit, "ms")
+        listed = results.samples(controller.SECTION, "listing 100 of 10,000 machines", engine=engine)
+        yield _at_most(f"listing 100 of 10,000 machines, {engine}, p50", listed, 0.5, 20, "ms")
+        failed = results.samples(controller.SECTION, "of 1000 calls at once failed", engine=engine)
+        yield _at_most(f"of 1000 calls at once cancelled or failed, {engine}", failed, 1.0, 0, "calls")
 
 
 def _same(results: Results) -> Iterator[Target]:

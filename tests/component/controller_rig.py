@@ -99,10 +99,10 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
 
 
 @contextlib.contextmanager
-def home() -> Iterator[Settings]:
+def home(database_url: str = "", hostd: str = "") -> Iterator[Settings]:
     """An instance of its own. Not below pytest's directory: the paths of sockets are short."""
     with tempfile.TemporaryDirectory(prefix="fp") as directory:
-        made = Settings(home=Path(directory))
+        made = Settings(home=Path(directory), database_url=database_url, hostd=hostd)
         made.run.mkdir()
         yield made
 
@@ -125,7 +125,13 @@ class Daemon:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> asyncio.subprocess.Process:
-        environment = {**os.environ, "FORKY_HOME": str(self._settings.home)}
+        settings = self._settings
+        environment = {
+            **os.environ,
+            "FORKY_HOME": str(settings.home),
+            "FORKY_DATABASE": settings.database_url,
+            "FORKY_HOSTD": settings.hostd,
+        }
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "forkypig.controller", env=environment, stderr=asyncio.subprocess.PIPE
         )

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from forkypig.errors import ForkyError, NotFound
+from forkypig.hostd.fences import FenceInterceptor, Fences
 from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
@@ -54,7 +55,8 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def start(self) -> None:
         self.socket.unlink(missing_ok=True)
-        self._server = grpc.aio.server()
+        self.fences = Fences(self.socket.with_name("fences.json"))
+        self._server = grpc.aio.server(interceptors=[FenceInterceptor(self.fences)])
         host_pb2_grpc.add_HostServicer_to_server(self, self._server)
         agent_pb2_grpc.add_AgentServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{self.socket}")
@@ -136,6 +138,11 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             return await getattr(self, f"_do_{method}")(request)
         except ForkyError as error:
             await abort(context, error)
+
+    async def Fence(self, request: pb.FenceRequest, context: Any) -> common.Empty:
+        self.calls["Fence"].append(request)
+        await self.fences.raise_to(request.controller, request.number)
+        return common.Empty()
 
     async def Doctor(self, request: Any, context: Any) -> pb.HostDoctorResponse:
         check = common.Check(name="QEMU", verdict=common.Check.VERDICT_OK, detail="7.2")

@@ -34,18 +34,6 @@ from tests.chunks_rig import snapshot_id
 KEYS = [None, Key(b"k" * 32)]
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Home:
-    home = new_home(tmp_path / "here")
-    add_image(home)
-    return home
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Home:
-    return new_home(tmp_path / "there")
-
-
 def members(content: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=BytesIO(content)) as tar:
         return {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]

@@ -85,18 +85,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return f"s3://pigs/{tmp_path.name}/deep", request.getfixturevalue("s3")
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Home:
-    home = new_home(tmp_path / "here")
-    add_image(home)
-    return home
-
-
-@pytest.fixture
-def there(tmp_path: Path) -> Home:
-    return new_home(tmp_path / "there")
-
-
 def push(home: Home, place: Place, number: int, tag: str = "") -> Pushed:
     remote = Remote.open(*place, make=True)
     about, cache = replace(ABOUT, tag=tag, created_us=number), home.directory / "cache"

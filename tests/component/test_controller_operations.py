@@ -18,8 +18,8 @@ from tests.component.fake_host import FAILED, IMAGE, PAUSED, RUNNING, STOPPED, F
 
 
 @pytest.fixture
-def settings() -> Any:
-    with home() as made:
+def settings(database_url: str) -> Any:
+    with home(database_url) as made:
         yield made
 
 

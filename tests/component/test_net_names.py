@@ -4,9 +4,8 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -20,7 +19,7 @@ from forkypig.model.network import Egress, NetworkMode, NetworkPolicy
 from forkypig.net.fabric import Fabric
 from forkypig.net.names import OPEN_PER_MACHINE, NameServer
 from forkypig.net.slot import Slot
-from tests.component.net_rig import OUTSIDE, World, connect, make_world, needs_root, new_socket
+from tests.component.net_rig import OUTSIDE, World, connect, needs_root, new_socket
 
 pytestmark = needs_root
 
@@ -117,12 +116,6 @@ class Town:
         with new_socket(self.guest, socket.SOCK_DGRAM, timeout_s) as asking:
             asking.sendto(data, ("10.0.2.3", 53))
             return asking.recv(4096)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with make_world(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from tests.component.net_rig import (
     connect,
     eventually,
     ip,
-    make_world,
     needs_root,
     new_socket,
     ping,
@@ -33,23 +31,6 @@ from tests.component.net_rig import (
 )
 
 pytestmark = needs_root
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with make_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def fabric(world: World) -> AsyncIterator[Fabric]:
-    made = Fabric(world.config(), ready=0)
-    await made.open()
-    try:
-        yield made
-    finally:
-        await made.close(remove=True)
-    assert world.leftovers() == []
 
 
 def _networks(*texts: str) -> Egress:

@@ -1,8 +1,6 @@
 """Published ports: from the host itself, by loopback, from outside and from machines; taken ports; UDP."""
 
 import socket
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,6 @@ from tests.component.net_rig import (
     World,
     ask,
     connect,
-    make_world,
     needs_root,
     new_socket,
     nft,
@@ -25,23 +22,6 @@ from tests.component.net_rig import (
 )
 
 pytestmark = needs_root
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with make_world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def fabric(world: World) -> AsyncIterator[Fabric]:
-    made = Fabric(world.config(), ready=0)
-    await made.open()
-    try:
-        yield made
-    finally:
-        await made.close(remove=True)
-    assert world.leftovers() == []
 
 
 @pytest.mark.parametrize("bridge_filter", ["0", "1"])

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from tests.component.net_rig import (
     configure_guest,
     connect,
     ip,
-    make_world,
     needs_root,
     new_socket,
     nft,
@@ -41,13 +40,6 @@ from tests.component.net_rig import (
 )
 
 pytestmark = needs_root
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with make_world(tmp_path) as made:
-        yield made
-        assert made.leftovers() == []
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""A Forky Pig of its own per test session, driven by the command line; at the end nothing may be left of it."""
+"""A Forky Pig of its own, driven by the command line; at the end nothing may be left of it."""
 
 import json
 import os
@@ -186,15 +186,25 @@ def new_instance(**settings: str) -> Instance:
     return Instance(home, **settings)
 
 
-@pytest.fixture(scope="module")
-def forky() -> Iterator[Instance]:
-    """An instance for the tests of one file."""
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Instance]:
+    """The instance of all files that need none of their own: starting and ending one takes half a minute."""
     instance = new_instance()
     try:
         yield instance
     finally:
         instance.end()
         subprocess.run(["rm", "-rf", "--one-file-system", str(instance.home)], check=False)
+
+
+@pytest.fixture(scope="module")
+def forky(shared: Instance) -> Iterator[Instance]:
+    """An instance for the tests of one file; what they leave is removed after them."""
+    yield shared
+    shared.ok("rm", "--all")
+    for snapshot in shared.json("snapshots"):
+        if snapshot["kind"] == "kept":
+            shared.ok("rm", snapshot["id"])
 
 
 @pytest.fixture

@@ -8,20 +8,22 @@ that goes away ends the host's call, and with it the command.
 # ruff: noqa: N802
 
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 
 from forkypig.controller.desk import find_machine
-from forkypig.controller.host import Host, host_errors
+from forkypig.controller.host import Host, followed, host_errors
 from forkypig.controller.pool_leases import PoolLeases
 from forkypig.controller.store import Store
+from forkypig.controller.streams import first_of, resumed
 from forkypig.errors import InvalidRequest
 from forkypig.v1 import agent_pb2 as pb
 from forkypig.v1 import agent_pb2_grpc
 from forkypig.wire.edge import answered, streamed
+from forkypig.wire.ending import Ending
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # Of a call that is asked once and answered once; the guest may be one of many on busy cores.
@@ -40,27 +42,28 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     @streamed
     async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
-        first = await _first(request_iterator)
+        first = await first_of(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
         first.start.machine = await self._id(first.start.machine)
-        call = self._host.agent.Exec(_and_then(first, request_iterator))
-        try:
-            with host_errors(), self._leases.using(first.start.machine):
-                async for response in call:
+        call = self._host.agent.Exec(resumed(first, request_iterator))
+        async with aclosing(followed(call)) as responses:
+            with self._leases.using(first.start.machine):
+                async for response in responses:
                     yield response
-        finally:
-            call.cancel()
+                    if response.HasField("exit"):
+                        return
 
     @answered
     async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:
-        first = await _first(request_iterator)
+        first = await first_of(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an upload begins with `start`: say the machine and the directory first")
         first.start.machine = await self._id(first.start.machine)
-        call = self._host.agent.Upload(_and_then(first, request_iterator))
+        call = self._host.agent.Upload(resumed(first, request_iterator))
+        ending = Ending(call)
         try:
-            with host_errors(), self._leases.using(first.start.machine):
+            with host_errors(), ending, self._leases.using(first.start.machine):
                 return await call
         finally:
             call.cancel()
@@ -68,29 +71,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @streamed
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
         request.machine = await self._id(request.machine)
-        call = self._host.agent.Download(request)
-        try:
-            with host_errors(), self._leases.using(request.machine):
-                async for response in call:
+        async with aclosing(followed(self._host.agent.Download(request))) as responses:
+            with self._leases.using(request.machine):
+                async for response in responses:
                     yield response
-        finally:
-            call.cancel()
 
     @answered
     async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
         request.machine = await self._id(request.machine)
         with host_errors(), self._leases.using(request.machine):
             return await self._host.agent.StatPath(request, timeout=_STAT_S)
-
-
-async def _first(requests: AsyncIterator[T]) -> T:
-    try:
-        return await anext(requests)
-    except StopAsyncIteration as error:
-        raise InvalidRequest("the call ended before it said what to do") from error
-
-
-async def _and_then(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
-    yield first
-    async for request in rest:
-        yield request

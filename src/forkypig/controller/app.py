@@ -16,6 +16,7 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.peers import Peers
 from forkypig.controller.pool_servicer import PoolServicer
 from forkypig.controller.pools import Pools
 from forkypig.controller.reconciler import Reconciler
@@ -59,13 +60,15 @@ class App:
 async def controller(settings: Settings) -> AsyncIterator[App]:
     """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
     and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
-    store = await Store.open(settings.database)
-    host = Host(settings.socket("hostd"))
+    store = await Store.open(settings.database_url or settings.database)
+    host = Host(settings.hostd_socket)
     try:
         async with asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
-            reconciler = Reconciler(store, host, journal)
-            desk = Desk(store, host, journal, reconciler)
+            peers = Peers(store, journal, host, settings.name_of_controller)
+            await peers.join()
+            reconciler = Reconciler(store, host, journal, peers)
+            desk = Desk(store, host, journal, reconciler, peers)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks, templates = Forks(desk), Templates(desk)
@@ -82,8 +85,11 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
+            tasks.create_task(peers.run())
             tasks.create_task(pools.run())
             yield App(desk, operations, pools, asyncio.Event())
+            await journal.stop()
+            await peers.leave()
             raise _Ended
     except* _Ended:
         pass

@@ -104,9 +104,10 @@ class Changes:
     ) -> Machine:
         """`needs`: a snapshot that must stay meanwhile; `makes`: one that comes with it."""
         desk, snapshot = self._desk, needs or makes
-        async with desk.store.read() as tx:
-            check_allowed(await find_machine(tx, text), action)
-        await desk.reconciler.ensure_reachable()
+        if not desk.reconciler.connected:  # what is wrong anyway is told also when the host is away
+            async with desk.store.read() as tx:
+                check_allowed(await find_machine(tx, text), action)
+            await desk.reconciler.ensure_reachable()
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
                 machine = await find_machine(tx, text)
@@ -130,7 +131,7 @@ class Changes:
                 await intents.end(tx, intent, IntentStatus.DONE)
                 if row.state is not machine.state:
                     await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.name)
-        await desk.reconciler.landed(machine.id)
+        await desk.reconciler.landed(machine.id, recorded=machine)
         if snapshot is not None:
             desk.reconciler.collect.set()  # what it stood on before may be nobody's now
         return machine
@@ -179,7 +180,7 @@ class Changes:
     async def _mark(self, flight: Flight, text: str) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
             machine = await find_machine(tx, text)
-            doing = self._desk.journal.operation_on(machine)
+            doing = (await self._desk.operations(tx)).get(machine.id, "")
             if machine.state is MachineState.CREATING or doing == Action.REMOVE.value:
                 raise Busy(f"machine «{machine.name}»", doing or machine.state.value)
             check_allowed(machine, Action.REMOVE)

@@ -7,7 +7,7 @@ import structlog
 from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
 from forkypig.controller.store import events, intents, machines, pools, snapshots
-from forkypig.core.genealogy import PASSING, collectable, standing_on
+from forkypig.core.genealogy import PASSING, Standing, collectable
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, NotFound, NotPossibleNow
 from forkypig.model import SnapshotId
@@ -33,6 +33,9 @@ class Collector:
             await wanted.wait()
             await asyncio.sleep(_GATHER_S)
             wanted.clear()
+            if not self._desk.peers.leads:
+                self._desk.peers.wish()  # the leader reconciles, and then collects
+                continue
             try:
                 await self.collect()
             except ForkyError as error:
@@ -48,7 +51,8 @@ class Collector:
                 occupied = {m.snapshot for m in await machines.every(tx) if m.snapshot is not None}
                 occupied |= set(await pools.grounds(tx))
                 going = await snapshots.removing(tx)
-            held = going | {s.id for s in every if self._desk.journal.concerns(s.id)}
+                _, others = await self._desk.peers.sorted_intents(tx)
+            held = going.union(*(i.names for i in others), (s.id for s in every if self._desk.journal.concerns(s.id)))
             for snapshot in collectable(every, occupied, held):
                 try:
                     await self.remove(snapshot, collecting=True)
@@ -84,7 +88,8 @@ class Collector:
             if row is None:
                 raise NotFound("snapshot", snapshot, "see forky snapshots")
             called = f"snapshot «{row.tag}»" if row.tag else f"snapshot {row.id}"
-            if standing := standing_on(snapshot, await machines.every(tx), await snapshots.every(tx)):
+            standing = Standing(tuple(await machines.on(tx, snapshot)), tuple(await snapshots.made_of(tx, snapshot)))
+            if standing:
                 raise NotPossibleNow(
                     f"{called} can't be removed: {standing.sentence()} stand on it; remove those first"
                 )
@@ -95,7 +100,7 @@ class Collector:
                 )
             if collecting and row.kind not in PASSING:
                 raise NotPossibleNow(f"{called} was tagged meanwhile: it stays")
-            if self._desk.journal.concerns(snapshot):
+            if await self._desk.concerns(tx, snapshot):
                 raise Busy(called, "in use by an operation under way")
             await snapshots.set_removing(tx, snapshot, removing=True)
             return flight.take(await intents.add(tx, IntentKind.REMOVE_SNAPSHOT, snapshot=snapshot))

@@ -9,7 +9,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.host import Host
-from forkypig.controller.journal import Flight, Journal
+from forkypig.controller.journal import Flight, Journal, operations_of
+from forkypig.controller.peers import Peers
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.store import Store, events, intents, machines, snapshots
 from forkypig.core.intents import IntentStatus
@@ -32,6 +33,7 @@ class Desk:
     host: Host
     journal: Journal
     reconciler: Reconciler
+    peers: Peers
 
     async def undo(self, flight: Flight, error: ForkyError) -> None:
         """Marks what is in `flight` as failed and has the reconciler find out what is there and remove it.
@@ -47,13 +49,28 @@ class Desk:
                     await events.add(tx, f"{intent.kind.value}.failed", intent.source or str(intent.id), str(error))
         flight.land()
         # Not in a task group: it outlives an undo that has taken too long, but not the journal's tasks.
-        undoing = self.journal.begin(self.reconciler.reconcile())
+        undoing = self.journal.begin(self.reconciler.settle(failed))
         try:
             async with asyncio.timeout(_UNDO_S):
                 await asyncio.shield(undoing)
         except (ForkyError, TimeoutError) as trouble:
             log.warning("not undone yet", error=str(trouble))
             self.reconciler.look_soon()
+
+    async def operations(self, tx: AsyncConnection) -> dict[str, str]:
+        """What is being done now, by machine id: "forking". At all controllers that share the database."""
+        if not self.store.is_shared:
+            return self.journal.operations()
+        _, others = await self.peers.sorted_intents(tx)
+        return {**operations_of(others), **self.journal.operations()}
+
+    async def concerns(self, tx: AsyncConnection, thing: str) -> bool:
+        """Whether an operation under way, at any controller, is about this id."""
+        if self.journal.concerns(thing):
+            return True
+        return self.store.is_shared and any(
+            thing in intent.names for intent in (await self.peers.sorted_intents(tx))[1]
+        )
 
 
 async def find_machine(tx: AsyncConnection, text: str) -> Machine:
@@ -106,5 +123,5 @@ async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
 
 async def known_parent(tx: AsyncConnection, snapshot: Snapshot) -> Snapshot:
     """The snapshot, its parent left out where that is not in the records."""
-    known = {row.id for row in await snapshots.every(tx)}
-    return snapshot if snapshot.parent in known else replace(snapshot, parent=None)
+    known = snapshot.parent is not None and await snapshots.is_there(tx, snapshot.parent)
+    return snapshot if known else replace(snapshot, parent=None)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.desk import Desk
 from forkypig.controller.live_pool import LivePool
@@ -37,6 +38,7 @@ from forkypig.model.access import SYSTEM
 
 log = structlog.get_logger()
 
+_SOON_S = 0.5
 _LOOK_S = 5.0  # demand grows old without an event
 _PATIENCE_S, _MOST_PATIENCE_S = 1.0, 60.0  # before a refill that failed is tried again
 
@@ -97,13 +99,15 @@ class Filler:
                 live.filling += count
                 live.still.clear()
                 try:
-                    await self._desk.journal.carry(self._fill(live, count, urgent=urgent))
+                    if not await self._desk.journal.carry(self._fill(live, count, urgent=urgent)):
+                        await asyncio.sleep(_SOON_S)  # until what the other made is seen here
                 finally:
                     live.filling -= count
                     live.still.set()
                 live.changed.set()
 
-    async def _fill(self, live: LivePool, count: int, *, urgent: bool) -> None:
+    async def _fill(self, live: LivePool, count: int, *, urgent: bool) -> bool:
+        """Whether anything was made."""
         began, desk = time.perf_counter(), self._desk
         await desk.reconciler.ensure_reachable()
         with desk.journal.flight() as flight:
@@ -113,8 +117,11 @@ class Filler:
                     raise NotFound(
                         "snapshot", ground.id, f"pool «{live.pool.name}» begins with it; see forky snapshots"
                     )
+                count = await self._room(tx, live, count)
+                if not count:
+                    return False  # another controller was faster
                 image = await images.find(tx, ground.image)
-                taken = await machines.names(tx)
+                taken = await machines.names(tx, f"{live.pool.name}-")
                 rows = [
                     _warm(live.pool, ground, name, image.name if image else "") for name in _names(live, count, taken)
                 ]
@@ -139,6 +146,13 @@ class Filler:
         for row in rows:
             live.put(row.id)
         await desk.reconciler.landed(*(row.id for row in rows))
+        return True
+
+    async def _room(self, tx: AsyncConnection, live: LivePool, count: int) -> int:
+        """How many of `count` the pool is still short of, whoever else fills it: writers take turns."""
+        waiting, acquired = await pools.stock(tx, live.pool.id)
+        stock = replace(live.stock, ready=waiting, filling=0, acquired=max(acquired, live.stock.acquired))
+        return min(count, missing(stock, live.wanted, live.pool.max))
 
     async def _ground(self, live: LivePool) -> Snapshot:
         """What the pool's machines begin as. That of an image is its template, which another QEMU can't load."""

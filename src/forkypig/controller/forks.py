@@ -118,7 +118,8 @@ class Forks:
             source = await find_source(tx, text)
             ground = await ground_of(tx, source)
             config = of_child(ground.config, change, count, source.shape, source.accelerator)
-            names = child_names(prefix or ground.stem, count, await machines.names(tx))
+            stem = prefix or ground.stem
+            names = child_names(stem, count, await machines.names(tx, f"{stem}-"))
             children = tuple(
                 Machine(
                     id=new_machine_id(),

@@ -63,15 +63,18 @@ class Health:
         return pb.DoctorResponse(checks=checks)
 
     async def _database(self) -> common.Check:
-        path = self._settings.database
+        path = self._desk.store.where
         try:
             trouble = await self._desk.store.check()
         except ForkyError as error:
             trouble = str(error)
         if trouble:
             remedy = f"put a backup of {path} in its place, or move it away: machines are then found again on the host"
+            if self._desk.store.is_shared:
+                remedy = "see the log of the PostgreSQL server"
             return common.Check(name="database", verdict=_FAILED, detail=trouble, remedy=remedy)
-        return common.Check(name="database", verdict=_OK, detail=f"{path} is sound")
+        sound = "answers" if self._desk.store.is_shared else "is sound"
+        return common.Check(name="database", verdict=_OK, detail=f"{path} {sound}")
 
     def _space(self) -> common.Check:
         home = self._settings.home

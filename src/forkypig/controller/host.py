@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from forkypig.controller.stamps import Stamp, StampedChannel
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import (
@@ -29,6 +31,7 @@ from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
 from forkypig.wire.config import config_to_wire, options_to_wire
+from forkypig.wire.ending import Ending
 from forkypig.wire.status import from_rpc_error
 
 # Questions that hostd answers from memory; the margin is for a host whose cores are all taken.
@@ -76,6 +79,17 @@ def host_errors() -> Iterator[None]:
         raise in_words(error) from error
 
 
+async def followed(call: Any) -> AsyncGenerator[Any, None]:
+    """A stream of the host's, ended when nobody listens any more."""
+    ending = Ending(call)
+    try:
+        with host_errors(), ending:
+            async for message in call:
+                yield message
+    finally:
+        call.cancel()
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What is said of a snapshot."""
@@ -89,13 +103,20 @@ class Host:
     """One host. Every method raises ForkyError: what hostd raised, HostUnreachable, or DeadlineExceeded."""
 
     def __init__(self, socket: Path) -> None:
+        self.stamp: Stamp = ()  # who calls, where several controllers do
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
-        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(self._channel)
-        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(self._channel)
-        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(self._channel)
+        stamped: Any = StampedChannel(self._channel, lambda: self.stamp)
+        self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(stamped)
+        self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(stamped)
+        self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(stamped)
 
     async def close(self) -> None:
         await self._channel.close()
+
+    async def fence(self, controller: str, number: int) -> None:
+        """From here on the host refuses calls of this controller with lower fencing numbers."""
+        with host_errors():
+            await self.stub.Fence(pb.FenceRequest(controller=controller, number=number), timeout=QUICK_S)
 
     async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
         with host_errors():

@@ -10,7 +10,7 @@ stays open, which is what the next controller needs to know.
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 import structlog
@@ -26,6 +26,17 @@ T = TypeVar("T")
 ENDING = "the controller is ending: what was begun is finished or undone when it runs again (forky up)"
 
 _MAKING = {IntentKind.RUN: "creating", IntentKind.FORK: "creating", IntentKind.REMOVE_MACHINE: Action.REMOVE.value}
+
+
+def operations_of(under_way: Iterable[Intent]) -> dict[str, str]:
+    """What these do, by machine id: "forking"."""
+    doing: dict[str, str] = {}
+    for intent in under_way:
+        if intent.source is not None:
+            doing[intent.source] = str(intent.arguments.get("action", Action.FORK.value))
+        for machine in intent.machines:
+            doing[machine] = _MAKING.get(intent.kind, "")
+    return doing
 
 
 class Caller:
@@ -86,6 +97,7 @@ class Journal:
         self._work: set[asyncio.Task[None]] = set()
         # Known here to have failed although the database could not be told.
         self.failed: set[int] = set()
+        self.why_stopped = ENDING
 
     # -- intents -------------------------------------------------------------------------------------------------------
 
@@ -128,16 +140,10 @@ class Journal:
 
     def operations(self) -> dict[str, str]:
         """What is being done now, by machine id: "forking"."""
-        doing: dict[str, str] = {}
-        for intent in self._running.values():
-            if intent.source is not None:
-                doing[intent.source] = str(intent.arguments.get("action", Action.FORK.value))
-            for machine in intent.machines:
-                doing[machine] = _MAKING.get(intent.kind, "")
-        return doing
+        return operations_of(self._running.values())
 
     def operation_on(self, machine: Machine) -> str:
-        return self.operations().get(machine.id, "")
+        return self.operations().get(machine.id, "") if self.concerns(machine.id) else ""
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
@@ -149,7 +155,7 @@ class Journal:
             return await asyncio.shield(outcome)
         except asyncio.CancelledError:
             if outcome.cancelled():
-                raise NotPossibleNow(ENDING) from None
+                raise NotPossibleNow(self.why_stopped) from None
             if caller is not None and not outcome.done():
                 caller.left.set()
             raise
@@ -163,8 +169,10 @@ class Journal:
         task.add_done_callback(self._work.discard)
         return outcome
 
-    async def stop(self) -> None:
-        """Stops everything where it is. Before the callers' calls are cancelled, which would have it undone."""
+    async def stop(self, why: str = ENDING) -> None:
+        """Stops everything where it is. Before the callers' calls are cancelled, which would have it undone.
+        `why`: what those who wait are told."""
+        self.why_stopped = why
         for task in list(self._work):
             task.cancel()
         if self._work:

@@ -7,6 +7,7 @@ record: it is a reason to ask.
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Flight, Journal
+from forkypig.controller.peers import Peers
 from forkypig.controller.store import Store, events, images, intents, machines, snapshots
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.reconcile import Plan, Records, merge, plan
@@ -31,8 +33,8 @@ _REMOVALS = 8  # at the same time
 class Reconciler:
     """One host's records."""
 
-    def __init__(self, store: Store, host: Host, journal: Journal) -> None:
-        self._store, self._host, self._journal = store, host, journal
+    def __init__(self, store: Store, host: Host, journal: Journal, peers: Peers) -> None:
+        self._store, self._host, self._journal, self._peers = store, host, journal, peers
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._again: asyncio.TimerHandle | None = None
@@ -45,6 +47,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Watches hostd for ever."""
+        self._peers.on_work = self._peers.on_lead = lambda: self.look_soon(0.0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_when_wanted())
             while True:
@@ -69,8 +72,9 @@ class Reconciler:
             try:
                 # The stream is opened before the comparison: what changes after the one is told by the other.
                 await asyncio.wait({first}, timeout=_GATHER_S)
-                await self.reconcile()
-                await self._mirror_images()
+                if self._peers.leads:
+                    await self.reconcile()
+                    await self._mirror_images()
                 self.connected, self.error = True, ""
                 log.info("hostd followed")
                 await self._changed(await first)
@@ -95,8 +99,8 @@ class Reconciler:
     # -- changes as they come ------------------------------------------------------------------------------------------
 
     async def _changed(self, seen: Machine) -> None:
-        if seen.state is MachineState.CREATING:
-            return
+        if seen.state is MachineState.CREATING or not self._peers.leads:
+            return  # it is another controller that keeps the records true
         if self._journal.concerns(seen.id):
             self._latest[seen.id] = seen
             return
@@ -110,6 +114,10 @@ class Reconciler:
         """Details are taken as they are, a state only if it is what the record says."""
         async with self._store.read() as tx:
             row = await machines.get(tx, seen.id)
+            _, others = await self._peers.sorted_intents(tx) if self._peers.number else ([], [])
+        if any(seen.id in intent.names for intent in others):
+            self.look_soon()  # another controller is at it, and records what becomes of it
+            return
         if row is None or row.state is not seen.state:
             if row is not None or seen.state is not MachineState.REMOVING:
                 self.look_soon(_GATHER_S)
@@ -121,11 +129,14 @@ class Reconciler:
             if (row := await machines.get(tx, seen.id)) is not None and row.state is seen.state:
                 await machines.save_known(tx, [merge(row, seen)])
 
-    async def landed(self, *about: MachineId) -> None:
-        """An operation on these machines is over: what was told of them meanwhile is held against the records."""
+    async def landed(self, *about: MachineId, recorded: Machine | None = None) -> None:
+        """An operation on these machines is over: what was told of them meanwhile is held against the records, or
+        against what was `recorded` a moment ago."""
         for machine in about:
-            if (seen := self._latest.pop(machine, None)) is not None:
-                await self._changed(seen)
+            seen = self._latest.pop(machine, None)
+            if seen is None or (recorded is not None and merge(recorded, seen, {recorded.snapshot}) == recorded):
+                continue
+            await self._changed(seen)
 
     def forget(self, machine: MachineId) -> None:
         """A machine is gone."""
@@ -150,6 +161,9 @@ class Reconciler:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            if not self._peers.leads:
+                self._peers.wish()
+                continue
             if not self.connected:
                 continue  # everything is compared when hostd is back
             try:
@@ -162,60 +176,71 @@ class Reconciler:
                 self.look_soon()
 
     async def reconcile(self) -> None:
-        """Compares, and makes the records and the host agree. Raises ForkyError where either can't be reached."""
+        """Compares, and makes the records and the host agree. Raises ForkyError where either can't be reached.
+
+        For the leader only."""
+        await self._peers.fence_off()
         with self._journal.flight() as flight:
             async with self._turn:
-                made = await self._decide()
-                await self._record(made, flight)
+                made = await self._decide(flight)
             await self._remove(made)
         if made.waiting:
             self.look_soon()
         self.collect.set()
 
-    async def _decide(self) -> Plan:
+    async def settle(self, failed: Sequence[Intent]) -> None:
+        """Has these undone, and returns when they are: here, or by the controller that leads."""
+        if self._peers.leads:
+            await self.reconcile()
+        else:
+            await self._peers.settled(failed)
+
+    async def _decide(self, flight: Flight) -> Plan:
+        """What to do, and of that our own part. The records are read when the host has answered: what operations were
+        about that began meanwhile, here or at another controller, is left alone."""
         with self._journal.touched() as touched:
             async with self._store.read() as tx:
-                rows = await machines.every(tx)
-                snapshot_rows = await snapshots.every(tx)
-                left = [i for i in await intents.unfinished(tx) if not self._journal.is_under_way(i)]
-                undone = await intents.undone_ids(tx)
-                keys = await snapshots.template_keys(tx)
+                newest = await intents.newest(tx)
+                _, others = await self._peers.sorted_intents(tx)
             seen = await self._host.seen()
-            records = Records(
-                machines={m.id: m for m in rows},
-                snapshots={s.id: s for s in snapshot_rows},
-                intents=tuple(
-                    replace(i, status=IntentStatus.UNDOING) if i.id in self._journal.failed else i for i in left
-                ),
-                undone=undone,
-                untouchable=frozenset(touched),
-                template_keys=frozenset(keys),
-            )
-            return plan(records, seen)
-
-    async def _record(self, made: Plan, flight: Flight) -> None:
-        """The plan's part in our own database. Intents whose removals are still to be done stay open for those."""
-        removals = {*made.remove_machines, *made.remove_snapshots}
-        async with self._store.write() as tx:
-            names = {image.id: image.name for image in await images.every(tx)}
-            before = {m.id: m for m in await machines.every(tx)}
-            await snapshots.save(tx, made.record_snapshots)
-            for snapshot in made.record_snapshots:
-                if snapshot.id in made.templates:
-                    await snapshots.set_template(tx, snapshot)
-            for machine in made.record_machines:
-                await self._record_machine(tx, machine, before.get(machine.id), names)
-            await machines.delete_all(tx, made.forget_machines)
-            for gone in made.forget_machines:
-                await events.add(tx, "machine.removed", gone, "it was never finished")
-            for lost in made.forget_snapshots:
-                await snapshots.delete_one(tx, lost)
-                await events.add(tx, "snapshot.lost", lost, "the host does not have it any more")
-            for intent, status in self._ended(made):
-                if not removals & intent.names:
-                    await self._end(tx, intent, status)
+            async with self._store.write() as tx:
+                left, still = await self._peers.sorted_intents(tx)
+                meanwhile = await intents.names_since(tx, newest)
+                records = Records(
+                    machines={m.id: m for m in await machines.every(tx)},
+                    snapshots={s.id: s for s in await snapshots.every(tx)},
+                    intents=tuple(
+                        replace(i, status=IntentStatus.UNDOING) if i.id in self._journal.failed else i for i in left
+                    ),
+                    undone=await intents.undone_ids(tx),
+                    untouchable=frozenset(touched | meanwhile).union(*(i.names for i in (*others, *still))),
+                    template_keys=frozenset(await snapshots.template_keys(tx)),
+                )
+                made = plan(records, seen)
+                await self._record(tx, made, records)
         for machine_id in made.remove_machines:
             flight.take(_removal(machine_id))
+        return made
+
+    async def _record(self, tx: AsyncConnection, made: Plan, records: Records) -> None:
+        """The plan's part in our own database. Intents whose removals are still to be done stay open for those."""
+        removals = {*made.remove_machines, *made.remove_snapshots}
+        names = {image.id: image.name for image in await images.every(tx)}
+        await snapshots.save(tx, made.record_snapshots)
+        for snapshot in made.record_snapshots:
+            if snapshot.id in made.templates:
+                await snapshots.set_template(tx, snapshot)
+        for machine in made.record_machines:
+            await self._record_machine(tx, machine, records.machines.get(machine.id), names)
+        await machines.delete_all(tx, made.forget_machines)
+        for gone in made.forget_machines:
+            await events.add(tx, "machine.removed", gone, "it was never finished")
+        for lost in made.forget_snapshots:
+            await snapshots.delete_one(tx, lost)
+            await events.add(tx, "snapshot.lost", lost, "the host does not have it any more")
+        for intent, status in self._ended(made):
+            if not removals & intent.names:
+                await self._end(tx, intent, status)
 
     async def _record_machine(
         self, tx: AsyncConnection, machine: Machine, before: Machine | None, names: dict[ImageId, str]

@@ -21,7 +21,7 @@ from forkypig.controller.templates import Templates
 from forkypig.core.config import bare, changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
-from forkypig.core.names import pleasant_name
+from forkypig.core.names import free_name, pleasant_name
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, NotFound
@@ -177,12 +177,15 @@ class Runs:
     async def _new_machine(
         self, tx: AsyncConnection, name: str, image: ImageId, image_name: str, shape: Shape
     ) -> Machine:
-        taken = await machines.names(tx)
-        if name in taken:
-            raise AlreadyExists("machine", name)
+        if name:
+            if await machines.by_name(tx, name) is not None:
+                raise AlreadyExists("machine", name)
+        else:
+            wanted = pleasant_name((), secrets.randbelow)
+            name = free_name(wanted, await machines.names(tx, wanted))
         return Machine(
             id=new_machine_id(),
-            name=name or pleasant_name(taken, secrets.randbelow),
+            name=name,
             state=MachineState.CREATING,
             image=image,
             image_name=image_name,

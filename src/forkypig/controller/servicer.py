@@ -14,16 +14,17 @@ from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk, find_machine, find_snapshot, find_source
 from forkypig.controller.forks import Forks
 from forkypig.controller.health import Health
-from forkypig.controller.host import host_errors
+from forkypig.controller.host import followed
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller
+from forkypig.controller.pages import paged
 from forkypig.controller.runs import RunRequest, Runs
 from forkypig.controller.store import events, machines, snapshots
 from forkypig.controller.streams import progressing
 from forkypig.controller.tags import Tags
 from forkypig.core.genealogy import history
 from forkypig.errors import ForkyError
-from forkypig.model import Image, Machine, Progress, Snapshot
+from forkypig.model import Image, Machine, Progress, Snapshot, check_name
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import controller_pb2_grpc, host_pb2
@@ -103,15 +104,24 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def GetMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
         async with self._desk.store.read() as tx:
-            return self._machine(await find_machine(tx, request.machine))
+            machine = await find_machine(tx, request.machine)
+            doing = (await self._desk.operations(tx)).get(machine.id, "")
+        return convert.machine_to_wire(replace(machine, operation=doing))
 
     @answered
-    async def ListMachines(self, request: common.Empty, context: Context) -> pb.ListMachinesResponse:
+    async def ListMachines(self, request: pb.ListMachinesRequest, context: Context) -> pb.ListMachinesResponse:
+        if request.name_prefix:
+            check_name("machine", request.name_prefix.rstrip("-"))
         async with self._desk.store.read() as tx:
-            every = [m for m in await machines.every(tx) if m.pool is None]  # those that wait in pools are nobody's
-        doing = self._desk.journal.operations()
+            found, token = await paged(
+                lambda limit, after: machines.page(tx, limit=limit, after=after, name_prefix=request.name_prefix),
+                request.page_size,
+                request.page_token,
+            )
+            doing = await self._desk.operations(tx)
         return pb.ListMachinesResponse(
-            machines=[convert.machine_to_wire(replace(m, operation=doing.get(m.id, ""))) for m in every]
+            machines=[convert.machine_to_wire(replace(m, operation=doing.get(m.id, ""))) for m in found],
+            next_page_token=token,
         )
 
     @answered
@@ -163,21 +173,22 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         async with self._desk.store.read() as tx:
             machine = await find_machine(tx, request.machine)
         asked = host_pb2.HostReadConsoleRequest(machine=machine.id, follow=request.follow)
-        call = self._desk.host.stub.ReadConsole(asked)
-        try:
-            with host_errors():
-                async for chunk in call:
-                    yield pb.ConsoleChunk(data=chunk.data)
-        finally:
-            call.cancel()
+        async with aclosing(followed(self._desk.host.stub.ReadConsole(asked))) as chunks:
+            async for chunk in chunks:
+                yield pb.ConsoleChunk(data=chunk.data)
 
     # -- snapshots and events ------------------------------------------------------------------------------------------
 
     @answered
-    async def ListSnapshots(self, request: common.Empty, context: Context) -> pb.ListSnapshotsResponse:
+    async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
         async with self._desk.store.read() as tx:
-            every = await snapshots.every(tx)
-        return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(s) for s in await self._as_they_lie(every)])
+            found, token = await paged(
+                lambda limit, after: snapshots.page(tx, limit=limit, after=after),
+                request.page_size,
+                request.page_token,
+            )
+        lying = [convert.snapshot_to_wire(s) for s in await self._as_they_lie(found)]
+        return pb.ListSnapshotsResponse(snapshots=lying, next_page_token=token)
 
     @answered
     async def GetSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Snapshot:

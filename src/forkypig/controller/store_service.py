@@ -4,13 +4,14 @@ and what arrives becomes a row with a tag."""
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from forkypig.controller.desk import Desk, find_snapshot, known_parent
-from forkypig.controller.host import host_errors
+from forkypig.controller.host import followed, host_errors
 from forkypig.controller.store import events, images, snapshots
+from forkypig.controller.streams import resumed
 from forkypig.controller.tags import check_tag_is_free
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
 from forkypig.model import Snapshot, check_name
@@ -19,18 +20,7 @@ from forkypig.v1 import store_pb2_grpc
 from forkypig.wire import convert
 from forkypig.wire.edge import answered, streamed
 
-_T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-async def _followed(call: Any) -> AsyncGenerator[Any, None]:
-    """A stream of the host's, ended when nobody listens any more."""
-    try:
-        with host_errors():
-            async for message in call:
-                yield message
-    finally:
-        call.cancel()
 
 
 class StoreServicer(store_pb2_grpc.StoreServicer):
@@ -48,7 +38,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
     @streamed
     async def ExportSnapshot(self, request: pb.ExportRequest, context: _Context) -> AsyncGenerator[pb.ExportPart, None]:
         asked = pb.ExportRequest(snapshot=(await self._find(request.snapshot)).id, with_image=request.with_image)
-        async with aclosing(_followed(self._desk.host.store.ExportSnapshot(asked))) as parts:
+        async with aclosing(followed(self._desk.host.store.ExportSnapshot(asked))) as parts:
             async for part in parts:
                 yield part
 
@@ -57,7 +47,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         asked = pb.PushRequest(
             snapshot=(await self._find(request.snapshot)).id, url=request.url, environment=request.environment
         )
-        async with aclosing(_followed(self._desk.host.store.PushSnapshot(asked))) as updates:
+        async with aclosing(followed(self._desk.host.store.PushSnapshot(asked))) as updates:
             async for update in updates:
                 yield update
 
@@ -69,7 +59,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         if first is None or not first.HasField("options"):
             raise InvalidRequest("an import begins with its options")
         await self._check_tag(first.options.tag)
-        call = self._desk.host.store.ImportSnapshot(_again(first, requests))
+        call = self._desk.host.store.ImportSnapshot(resumed(first, requests))
         async with aclosing(self._arriving(call, first.options.tag)) as updates:
             async for update in updates:
                 yield update
@@ -82,7 +72,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
                 yield update
 
     async def _arriving(self, call: Any, tag: str) -> AsyncGenerator[pb.TransferUpdate, None]:
-        async with aclosing(_followed(call)) as updates:
+        async with aclosing(followed(call)) as updates:
             async for update in updates:
                 if update.HasField("result"):
                     # Carried to its end: the snapshot is on the host.
@@ -146,7 +136,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
     async def CollectStore(
         self, request: pb.CollectRequest, context: _Context
     ) -> AsyncGenerator[pb.CollectUpdate, None]:
-        async with aclosing(_followed(self._desk.host.store.CollectStore(request))) as updates:
+        async with aclosing(followed(self._desk.host.store.CollectStore(request))) as updates:
             async for update in updates:
                 yield update
 
@@ -154,12 +144,6 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
     async def CheckStore(
         self, request: pb.CheckStoreRequest, context: _Context
     ) -> AsyncGenerator[pb.CheckStoreUpdate, None]:
-        async with aclosing(_followed(self._desk.host.store.CheckStore(request))) as updates:
+        async with aclosing(followed(self._desk.host.store.CheckStore(request))) as updates:
             async for update in updates:
                 yield update
-
-
-async def _again(first: pb.ImportPart, rest: AsyncIterator[pb.ImportPart]) -> AsyncGenerator[pb.ImportPart, None]:
-    yield first
-    async for part in rest:
-        yield part

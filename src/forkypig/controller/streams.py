@@ -1,11 +1,11 @@
-"""Answers that are streams: progress while an operation is under way, and its result at last."""
+"""Streams: progress while an operation is under way, and its result at last; requests whose first has been read."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from forkypig.controller.journal import ENDING, Caller, Journal
-from forkypig.errors import NotPossibleNow
+from forkypig.controller.journal import Caller, Journal
+from forkypig.errors import InvalidRequest, NotPossibleNow
 from forkypig.model import Progress
 
 T = TypeVar("T")
@@ -25,8 +25,23 @@ async def progressing(
         yield await outcome
     except asyncio.CancelledError:
         if outcome.cancelled():
-            raise NotPossibleNow(ENDING) from None
+            raise NotPossibleNow(journal.why_stopped) from None
         raise
     finally:
         if not outcome.done():
             caller.left.set()
+
+
+async def first_of(requests: AsyncIterator[T]) -> T:
+    """What a stream of requests begins with. Raises InvalidRequest where there is nothing."""
+    try:
+        return await anext(requests)
+    except StopAsyncIteration as error:
+        raise InvalidRequest("the call ended before it said what to do") from error
+
+
+async def resumed(first: T, rest: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """The whole stream again."""
+    yield first
+    async for request in rest:
+        yield request

@@ -35,6 +35,7 @@ class Intent:
     snapshot: SnapshotId | None = None
     source: MachineId | None = None
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+    owner: int | None = None  # the fencing number of the controller at it, where several share a database
 
     @property
     def makes(self) -> frozenset[str]:

@@ -3,6 +3,7 @@
 FORKY_HOME is one directory for state, sockets, logs and images, so that several instances run side by side.
 """
 
+import socket
 from pathlib import Path
 
 from pydantic import Field
@@ -14,9 +15,13 @@ from forkypig.daemon.home import HomePaths, default_home
 class Settings(HomePaths, BaseSettings):
     """One instance of Forky Pig. Every field is read from the variable FORKY_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix="FORKY_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FORKY_", frozen=True, populate_by_name=True)
 
     home: Path = Field(default_factory=default_home)
+    # postgresql://…; "": SQLite, in the home
+    database_url: str = Field(default="", validation_alias="FORKY_DATABASE", repr=False)
+    hostd: str = ""  # the socket of hostd, where it is not in this home
+    controller_name: str = ""  # among those that share a database; "": the host's name and the home
     qemu: str = "qemu-system-x86_64"  # program; a name is looked up in PATH
     accelerator: str = "auto"  # auto | kvm | tcg
     network: str = "auto"  # nat: a namespace per machine; user: QEMU's user-mode network; none: no packet; auto
@@ -28,3 +33,13 @@ class Settings(HomePaths, BaseSettings):
     pack_after_s: float = 20.0  # a fork's snapshot is packed this long after it; one that is kept, at once
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
     log_level: str = "info"
+
+    @property
+    def hostd_socket(self) -> Path:
+        """Where the controller finds hostd."""
+        return Path(self.hostd) if self.hostd else self.socket("hostd")
+
+    @property
+    def name_of_controller(self) -> str:
+        """What the controller is called by those that share its database: there is one of a home."""
+        return self.controller_name or f"{socket.gethostname()}:{self.home}"

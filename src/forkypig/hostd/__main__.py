@@ -12,6 +12,7 @@ from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
 from forkypig.hostd.adopt import adopt
 from forkypig.hostd.agent_service import AgentServicer
+from forkypig.hostd.fences import FenceInterceptor, Fences
 from forkypig.hostd.host import Host
 from forkypig.hostd.service import HostServicer
 from forkypig.hostd.store_service import HostStoreServicer
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 async def run(settings: Settings) -> None:
     """Adopts what is there, then serves until SIGTERM."""
     started_us = now_us()
+    fences = Fences(settings.home / "fences.json")
     build = chosen = None
     try:
         build = await accelerator.qemu_build(settings.qemu)
@@ -53,12 +55,14 @@ async def run(settings: Settings) -> None:
         )
 
         def register(server: grpc.aio.Server) -> None:
-            host_pb2_grpc.add_HostServicer_to_server(HostServicer(host, started_us), server)
+            host_pb2_grpc.add_HostServicer_to_server(HostServicer(host, started_us, fences), server)
             agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(host), server)
             transfers = HostStoreServicer(Transfers(host), host.snapshots)
             store_pb2_grpc.add_HostStoreServicer_to_server(transfers, server)
 
-        await serve(settings, "hostd", register, [s.full_name for s in services], before_stop=host.close)
+        names = [s.full_name for s in services]
+        fence = FenceInterceptor(fences)
+        await serve(settings, "hostd", register, names, before_stop=host.close, interceptors=[fence])
 
 
 def main() -> int:

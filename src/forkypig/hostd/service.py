@@ -29,6 +29,7 @@ from forkypig.hostd import (
 )
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
+from forkypig.hostd.fences import Fences
 from forkypig.hostd.host import Host
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images import debian
@@ -49,8 +50,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class HostServicer(host_pb2_grpc.HostServicer):
     """forkypig.v1.Host."""
 
-    def __init__(self, host: Host, started_us: int) -> None:
-        self._host, self._started_us = host, started_us
+    def __init__(self, host: Host, started_us: int, fences: Fences) -> None:
+        self._host, self._started_us, self._fences = host, started_us, fences
 
     async def _to_the_end(self, name: str, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs `work` to its end, though the caller may go away before."""
@@ -59,6 +60,11 @@ class HostServicer(host_pb2_grpc.HostServicer):
         return await asyncio.shield(task)
 
     # -- the host ------------------------------------------------------------------------------------------------
+
+    @answered
+    async def Fence(self, request: host_pb.FenceRequest, context: _Context) -> pb.Empty:
+        await self._fences.raise_to(request.controller, request.number)
+        return pb.Empty()
 
     @answered
     async def GetHostStatus(self, request: pb.Empty, context: _Context) -> host_pb.HostStatus:

@@ -1,12 +1,12 @@
 """Bisection: runs a command in children of snapshots until the first bad snapshot is found."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forkypig import errors, model
 from forkypig.core.bisection import Bisection, Verdict, between, verdict_of
+from forkypig.sdk.borrowed import borrowed
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
@@ -62,12 +62,8 @@ async def bisect(
 
 async def _try(forky: "Forky", snapshot: model.Snapshot, argv: Sequence[str], timeout_s: float) -> tuple[int, bytes]:
     """The command's exit code and output in a child, which is removed whatever happens."""
-    child = (await forky.fork(snapshot.id, name=f"bisect-{snapshot.id[2:]}")).children[0]
-    try:
-        result = await child.exec(argv, timeout_s=timeout_s)
-    finally:
-        # In a task of its own: who is interrupted a second time does not leave the child behind either.
-        await asyncio.shield(asyncio.ensure_future(child.remove()))
+    async with borrowed(forky, snapshot.id, name=f"bisect-{snapshot.id[2:]}") as (fork,):
+        result = await fork.children[0].exec(argv, timeout_s=timeout_s)
     if result.exit_code in _NOT_STARTED:
         raise errors.InvalidRequest(
             f"«{argv[0]}» could not be run in snapshot {snapshot.tag or snapshot.id} (exit code {result.exit_code}): "

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[model.Progress], None]
 _EMPTY = common_pb2.Empty()
+_PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
@@ -174,18 +175,32 @@ class Forky(Storing, Pooling):
 
     async def list(self) -> Sequence[Machine]:
         """All machines, oldest first."""
-        with calls(self.socket):
-            answer = await self.controller.ListMachines(_EMPTY, timeout=QUICK_S)
-        found = sorted(map(convert.machine_from_wire, answer.machines), key=lambda info: (info.created_us, info.id))
-        return [Machine(self, info) for info in found]
+        found: dict[str, model.Machine] = {}
+        token = ""
+        while True:
+            request = pb.ListMachinesRequest(page_size=_PAGE, page_token=token)
+            with calls(self.socket):
+                answer = await self.controller.ListMachines(request, timeout=QUICK_S)
+            found |= {message.id: convert.machine_from_wire(message) for message in answer.machines}
+            if not (token := answer.next_page_token):
+                break
+        ordered = sorted(found.values(), key=lambda info: (info.created_us, info.id))
+        return [Machine(self, info) for info in ordered]
 
     # Snapshots.
 
     async def snapshots(self) -> Sequence[model.Snapshot]:
         """All snapshots, oldest first."""
-        with calls(self.socket):
-            answer = await self.controller.ListSnapshots(_EMPTY, timeout=QUICK_S)
-        return sorted(map(convert.snapshot_from_wire, answer.snapshots), key=lambda each: (each.created_us, each.id))
+        found: dict[str, model.Snapshot] = {}
+        token = ""
+        while True:
+            request = pb.ListSnapshotsRequest(page_size=_PAGE, page_token=token)
+            with calls(self.socket):
+                answer = await self.controller.ListSnapshots(request, timeout=QUICK_S)
+            found |= {message.id: convert.snapshot_from_wire(message) for message in answer.snapshots}
+            if not (token := answer.next_page_token):
+                break
+        return sorted(found.values(), key=lambda each: (each.created_us, each.id))
 
     async def get_snapshot(self, snapshot: str) -> model.Snapshot:
         """The snapshot of this id, beginning of an id, or tag. Raises NotFound, InvalidRequest (several begin so)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forkypig import errors, model
+from forkypig.sdk.borrowed import borrowed
 from forkypig.sdk.connection import LONG_S, translated
 from forkypig.sdk.file_list import FileEntry, hashes, listed
 from forkypig.v1 import common_pb2
@@ -51,27 +52,18 @@ class Diff:
 async def diff(forky: "Forky", before: str, after: str, patch: bool, on_progress: OnProgress | None) -> Diff:
     """See Forky.diff."""
     tell = on_progress or (lambda _: None)
-    children: list[Machine] = []
-    try:
-        tell(model.Progress("starting a child of each"))
-        snapshots = []
-        for source in (before, after):
-            made = await forky.fork(source, name="diff")
-            children.extend(made.children)
-            snapshots.append(made.snapshot.id)
+    tell(model.Progress("starting a child of each"))
+    async with borrowed(forky, before, after, name="diff") as forks:
+        children = [fork.children[0] for fork in forks]
         tell(model.Progress("listing files"))
         old, new = await asyncio.gather(*(listed(child) for child in children))
         tell(model.Progress("comparing files"))
         files = await _changes(children, old, new)
         if patch:
             files = [await _with_patch(children, change) for change in files]
-        memory = await _memory(forky, snapshots[0], snapshots[1], tell)
-    finally:
-        # In a task of its own: who is interrupted a second time does not leave children behind either.
-        removals = [asyncio.ensure_future(child.remove()) for child in children]
-        if removals:
-            await asyncio.shield(asyncio.wait(removals))
-    return Diff(snapshots[0], snapshots[1], memory, tuple(files))
+        was, now = (fork.snapshot.id for fork in forks)
+        memory = await _memory(forky, was, now, tell)
+    return Diff(was, now, memory, tuple(files))
 
 
 async def _changes(

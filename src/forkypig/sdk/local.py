@@ -45,9 +45,14 @@ def place(home: str | Path | None = None) -> Home:
     return found
 
 
+def daemons() -> tuple[str, ...]:
+    """Those of a home: the controller alone, where FORKY_HOSTD names the hostd of another."""
+    return ("controller",) if os.environ.get("FORKY_HOSTD") else DAEMONS
+
+
 def all_run(at: HomePaths) -> bool:
     """Whether all daemons of the home run (not whether they are well)."""
-    return all(running_pid(at.pid_file(daemon)) is not None for daemon in DAEMONS)
+    return all(running_pid(at.pid_file(daemon)) is not None for daemon in daemons())
 
 
 def clean_mark(at: HomePaths) -> Path:
@@ -101,7 +106,7 @@ async def up(at: HomePaths, on_progress: OnProgress | None = None) -> None:
     make_home(at)
     async with locked(at):
         clean_mark(at).unlink(missing_ok=True)
-        await start(at, DAEMONS, on_progress)
+        await start(at, daemons(), on_progress)
         await _connected(at)
 
 

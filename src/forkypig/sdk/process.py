@@ -21,6 +21,7 @@ import grpc
 from forkypig import errors
 from forkypig.sdk.connection import calls
 from forkypig.v1 import agent_pb2, agent_pb2_grpc
+from forkypig.wire.ending import Ending
 
 CHUNK_BYTES = 64 << 10
 # The agent ends the command at its timeout; the call itself gives up this much later, when the agent hangs.
@@ -124,6 +125,9 @@ class Process:
             start.terminal.CopyFrom(agent_pb2.TerminalSize(rows=rows, columns=columns))
         timeout = command.timeout_s + _GRACE_S if command.timeout_s else None
         self._call = self._stub.Exec(timeout=timeout)
+        self._ending = Ending(self._call)
+        # Not call.read(): once a write has failed because the command is over, that gives nothing of what came before.
+        self._responses = aiter(self._call)
         await self._send(agent_pb2.ExecRequest(start=start))
         return self
 
@@ -138,9 +142,9 @@ class Process:
         if self._call is None:
             raise errors.NotPossibleNow("the command was not started: use `async with`")
         while self._exit is None:
-            with calls(self._socket):
-                response = await self._call.read()
-            if not isinstance(response, agent_pb2.ExecResponse):  # grpc.aio.EOF
+            with calls(self._socket), self._ending:
+                response = await anext(self._responses, None)
+            if response is None:
                 raise errors.InternalError(f"the command's exit code never came from «{self._machine}»")
             match response.WhichOneof("response"):
                 case "started":
@@ -192,8 +196,8 @@ class Process:
         except (asyncio.InvalidStateError, grpc.aio.AioRpcError) as error:
             # The call has ended, and reading tells why, to whoever reads. A start has no such reader yet.
             if request.WhichOneof("request") == "start":
-                with calls(self._socket):
-                    await self._call.read()
+                with calls(self._socket), self._ending:
+                    await anext(self._responses)
             raise errors.NotPossibleNow("the command has ended and takes no more input") from error
 
 

@@ -33,10 +33,11 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
         return False
     async with local.locked(at):
         in_order = True
-        some_ran = any(running_pid(at.pid_file(daemon)) is not None for daemon in local.DAEMONS)
-        if some_ran or _may_have_left_something(at):
+        daemons = local.daemons()
+        some_ran = any(running_pid(at.pid_file(daemon)) is not None for daemon in daemons)
+        if "hostd" in daemons and (some_ran or _may_have_left_something(at)):
             in_order = await _end_machines(at, on_progress, force=force)
-        for daemon in reversed(local.DAEMONS):
+        for daemon in reversed(daemons):
             if on_progress is not None and some_ran:
                 on_progress(model.Progress(f"ending the {daemon}"))
             some_ran = await pids.end(daemon, at.pid_file(daemon)) or some_ran

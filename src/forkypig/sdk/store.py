@@ -20,6 +20,7 @@ from forkypig.sdk.connection import calls
 from forkypig.v1 import store_pb2 as pb
 from forkypig.v1 import store_pb2_grpc
 from forkypig.wire import convert
+from forkypig.wire.ending import Ending
 
 if TYPE_CHECKING:
     from forkypig.v1.store_pb2_grpc import StoreAsyncStub
@@ -222,8 +223,9 @@ class Storing:
 
 async def _followed(socket: Path, call: Any, on_progress: OnProgress | None) -> AsyncGenerator[Any, None]:
     """What a stream says besides progress."""
+    ending = Ending(call)
     try:
-        with calls(socket):
+        with calls(socket), ending:
             async for message in call:
                 if not message.HasField("progress"):
                     yield message

@@ -20,6 +20,7 @@ from forkypig import errors
 from forkypig.sdk import archive
 from forkypig.sdk.connection import QUICK_S, calls
 from forkypig.v1 import agent_pb2, agent_pb2_grpc
+from forkypig.wire.ending import Ending
 
 _T = TypeVar("_T")
 OnBytes = Callable[[int, int], None]  # bytes so far, bytes in all (0: not known)
@@ -213,6 +214,7 @@ class Transfer:
     async def _send(self, directory: str, pack: Callable[[IO[bytes]], None]) -> Copied:
         """Runs `pack` in a thread, and has the guest unpack in `directory` what it writes."""
         call = self._stub.Upload()
+        ending = Ending(call)
         sink = _Sink(call)
         try:
             start = agent_pb2.UploadStart(machine=self._machine, directory=directory)
@@ -222,7 +224,7 @@ class Transfer:
                 await call.done_writing()
             except (_Broken, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # the call has ended, and awaiting it tells why
-            with calls(self._socket):
+            with calls(self._socket), ending:
                 response = await call
         except OSError as error:
             raise _local(error) from error

@@ -67,7 +67,7 @@ class ControllerStub:
                 _registered_method=True)
         self.ListMachines = channel.unary_unary(
                 '/forkypig.v1.Controller/ListMachines',
-                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.ListMachinesRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_controller__pb2.ListMachinesResponse.FromString,
                 _registered_method=True)
         self.PauseMachine = channel.unary_unary(
@@ -122,7 +122,7 @@ class ControllerStub:
                 _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/forkypig.v1.Controller/ListSnapshots',
-                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                request_serializer=forkypig_dot_v1_dot_controller__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_controller__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
         self.GetSnapshot = channel.unary_unary(
@@ -427,7 +427,7 @@ def add_ControllerServicer_to_server(servicer, server):
             ),
             'ListMachines': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMachines,
-                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.ListMachinesRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_controller__pb2.ListMachinesResponse.SerializeToString,
             ),
             'PauseMachine': grpc.unary_unary_rpc_method_handler(
@@ -482,7 +482,7 @@ def add_ControllerServicer_to_server(servicer, server):
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSnapshots,
-                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    request_deserializer=forkypig_dot_v1_dot_controller__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_controller__pb2.ListSnapshotsResponse.SerializeToString,
             ),
             'GetSnapshot': grpc.unary_unary_rpc_method_handler(
@@ -738,7 +738,7 @@ class Controller:
             request,
             target,
             '/forkypig.v1.Controller/ListMachines',
-            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_controller__pb2.ListMachinesRequest.SerializeToString,
             forkypig_dot_v1_dot_controller__pb2.ListMachinesResponse.FromString,
             options,
             channel_credentials,
@@ -1035,7 +1035,7 @@ class Controller:
             request,
             target,
             '/forkypig.v1.Controller/ListSnapshots',
-            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_controller__pb2.ListSnapshotsRequest.SerializeToString,
             forkypig_dot_v1_dot_controller__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,

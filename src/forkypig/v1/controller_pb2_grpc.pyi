@@ -41,7 +41,7 @@ class ControllerStub:
     Fork: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ForkRequest, _common_pb2.ForkResult]
     TakeSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_pb2.TakeSnapshotRequest, _common_pb2.Snapshot]
     GetMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]
-    ListMachines: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListMachinesResponse]
+    ListMachines: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListMachinesRequest, _controller_pb2.ListMachinesResponse]
     PauseMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]
     ResumeMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]
     StopMachine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.StopMachineRequest, _common_pb2.Machine]
@@ -56,7 +56,7 @@ class ControllerStub:
     """Changes what surrounds a machine: its network, ports, limits."""
     ReadConsole: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadConsoleRequest, _controller_pb2.ConsoleChunk]
     """The console from its beginning; with `follow` until the machine is gone or the caller is."""
-    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListSnapshotsResponse]
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListSnapshotsRequest, _controller_pb2.ListSnapshotsResponse]
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Snapshot]
     GetHistory: _grpc.UnaryUnaryMultiCallable[_controller_pb2.HistoryRequest, _controller_pb2.ListSnapshotsResponse]
     """Of a machine or a snapshot: what it stands on, newest first; a snapshot is the first of its own."""
@@ -87,7 +87,7 @@ class ControllerAsyncStub(ControllerStub):
     Fork: _aio.UnaryUnaryMultiCallable[_controller_pb2.ForkRequest, _common_pb2.ForkResult]  # type: ignore[assignment]
     TakeSnapshot: _aio.UnaryUnaryMultiCallable[_controller_pb2.TakeSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
     GetMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
-    ListMachines: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListMachinesResponse]  # type: ignore[assignment]
+    ListMachines: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListMachinesRequest, _controller_pb2.ListMachinesResponse]  # type: ignore[assignment]
     PauseMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     ResumeMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.MachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StopMachine: _aio.UnaryUnaryMultiCallable[_controller_pb2.StopMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
@@ -102,7 +102,7 @@ class ControllerAsyncStub(ControllerStub):
     """Changes what surrounds a machine: its network, ports, limits."""
     ReadConsole: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadConsoleRequest, _controller_pb2.ConsoleChunk]  # type: ignore[assignment]
     """The console from its beginning; with `follow` until the machine is gone or the caller is."""
-    ListSnapshots: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _controller_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListSnapshotsRequest, _controller_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_controller_pb2.SnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
     GetHistory: _aio.UnaryUnaryMultiCallable[_controller_pb2.HistoryRequest, _controller_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """Of a machine or a snapshot: what it stands on, newest first; a snapshot is the first of its own."""
@@ -170,7 +170,7 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListMachines(
         self,
-        request: _common_pb2.Empty,
+        request: _controller_pb2.ListMachinesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.ListMachinesResponse, _abc.Awaitable[_controller_pb2.ListMachinesResponse]]: ...
 
@@ -251,7 +251,7 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListSnapshots(
         self,
-        request: _common_pb2.Empty,
+        request: _controller_pb2.ListSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.ListSnapshotsResponse, _abc.Awaitable[_controller_pb2.ListSnapshotsResponse]]: ...
 

@@ -180,6 +180,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
                 _registered_method=True)
+        self.Fence = channel.unary_unary(
+                '/forkypig.v1.Host/Fence',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.FenceRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class HostServicer:
@@ -369,6 +374,14 @@ class HostServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fence(self, request, context):
+        """Controllers that share a database say in the metadata of each call who they are: forky-controller, and the number
+        forky-fencing. A host refuses numbers lower than the highest that it has seen of a controller; this tells it one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -516,6 +529,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.WatchMachines,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
+            'Fence': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fence,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.FenceRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1301,6 +1319,33 @@ class Host:
             '/forkypig.v1.Host/WatchMachines',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/Fence',
+            forkypig_dot_v1_dot_host__pb2.FenceRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

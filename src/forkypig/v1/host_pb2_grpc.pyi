@@ -73,6 +73,10 @@ class HostStub:
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostImageRequest, _common_pb2.Empty]
     WatchMachines: _grpc.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Machine]
     """The state of every machine as it changes, beginning with all of them as they are."""
+    Fence: _grpc.UnaryUnaryMultiCallable[_host_pb2.FenceRequest, _common_pb2.Empty]
+    """Controllers that share a database say in the metadata of each call who they are: forky-controller, and the number
+    forky-fencing. A host refuses numbers lower than the highest that it has seen of a controller; this tells it one.
+    """
 
 @_typing.type_check_only
 class HostAsyncStub(HostStub):
@@ -116,6 +120,10 @@ class HostAsyncStub(HostStub):
     RemoveImage: _aio.UnaryUnaryMultiCallable[_host_pb2.HostImageRequest, _common_pb2.Empty]  # type: ignore[assignment]
     WatchMachines: _aio.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Machine]  # type: ignore[assignment]
     """The state of every machine as it changes, beginning with all of them as they are."""
+    Fence: _aio.UnaryUnaryMultiCallable[_host_pb2.FenceRequest, _common_pb2.Empty]  # type: ignore[assignment]
+    """Controllers that share a database say in the metadata of each call who they are: forky-controller, and the number
+    forky-fencing. A host refuses numbers lower than the highest that it has seen of a controller; this tells it one.
+    """
 
 class HostServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -330,5 +338,15 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_common_pb2.Machine], _abc.AsyncIterator[_common_pb2.Machine]]:
         """The state of every machine as it changes, beginning with all of them as they are."""
+
+    @_abc_1.abstractmethod
+    def Fence(
+        self,
+        request: _host_pb2.FenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Empty, _abc.Awaitable[_common_pb2.Empty]]:
+        """Controllers that share a database say in the metadata of each call who they are: forky-controller, and the number
+        forky-fencing. A host refuses numbers lower than the highest that it has seen of a controller; this tells it one.
+        """
 
 def add_HostServicer_to_server(servicer: HostServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,45 +3,84 @@
 Writers take turns at a lock of ours, so that they never meet SQLite's; a reader sees the state before or after a
 whole transaction. Another process that holds the database (a backup) is waited for, then named. Room is set aside in
 the database's own files, so that on a full disk machines are still shown as they are and can be removed.
+
+SQLite's part is here; what is different on PostgreSQL, which several controllers may share, is in postgres.py.
 """
 
 import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import structlog
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, event, exc, text
+from alembic.util import CommandError
+from sqlalchemy import bindparam, create_engine, event, exc, select, text
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from forkypig.controller.store import postgres
+from forkypig.controller.store.tables import leases
 from forkypig.errors import ForkyError, InternalError, NotPossibleNow, ResourceExhausted
 
 log = structlog.get_logger()
 
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _WRITES = "forky_writes"
+_OWNER = "forky_owner"  # of the intents that a transaction writes down
+_FENCING = select(leases.c.fencing).where(leases.c.name == bindparam("wanted"))
 _ROOM_BYTES = 1 << 20
 # A controller that ended a moment ago may still be writing its log back, and its disk may be slow to sync.
 _PREDECESSOR_S = 20.0
 
 
+def owner_of(connection: AsyncConnection) -> int | None:
+    """The fencing number of the controller that a transaction of `Store.write` is of, where several share one."""
+    assert connection.sync_connection is not None
+    owner: int | None = connection.sync_connection.get_execution_options().get(_OWNER)
+    return owner
+
+
+class Superseded(NotPossibleNow):
+    """Other controllers took this one for dead, and its operations over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A controller among those that share a database: under which name, and since which fencing number."""
+
+    name: str
+    number: int
+
+
 class Store:
     """The controller's database."""
 
-    def __init__(self, path: Path, engine: AsyncEngine) -> None:
-        self.path = path
+    def __init__(self, where: Path | str, engine: AsyncEngine) -> None:
+        """`where`: SQLite's file, or PostgreSQL's address as it may be shown."""
+        self.where = where
+        self.is_shared = isinstance(where, str)  # other controllers may work on it too
+        self.standing: Standing | None = None  # where it is shared: in whose name this one writes
         self._engine = engine
+        self._reading = engine
+        if self.is_shared:
+            self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
 
     @classmethod
-    async def open(cls, path: Path, *, busy_timeout_s: float = 5.0) -> "Store":
-        """Opens or makes the database and migrates it. Raises NotPossibleNow, ResourceExhausted or InternalError."""
+    async def open(cls, at: Path | str, *, busy_timeout_s: float = 5.0) -> "Store":
+        """Opens or makes the database, SQLite's file or PostgreSQL by its URL, and migrates it.
+
+        Raises InvalidRequest, NotPossibleNow, ResourceExhausted, HostUnreachable or InternalError."""
+        if isinstance(at, str):
+            return await cls._open_postgres(at)
+        path = at
         with _errors(path):
             await asyncio.to_thread(_migrate, path, max(busy_timeout_s, _PREDECESSOR_S))
             engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(path)), pool_size=4)
@@ -50,16 +89,30 @@ class Store:
         await store._set_room_aside()
         return store
 
+    @classmethod
+    async def _open_postgres(cls, at: str) -> "Store":
+        url = postgres.address(at)
+        where = postgres.shown(url)
+        migrating = postgres.migration_engine(url)
+        try:
+            with _errors(where):
+                async with migrating.begin() as connection:
+                    await postgres.take_turn(connection)  # controllers that start at once migrate one after another
+                    await connection.run_sync(_upgrade)
+        finally:
+            await migrating.dispose()
+        return cls(where, postgres.engine(url))
+
     async def close(self) -> None:
         if self._closing:
             await asyncio.wait(self._closing)
         await self._engine.dispose()
 
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         """A connection, which is given back whatever happens: a caller that is cancelled twice would interrupt the
         rollback, and what it had begun to write would lock the database for ever."""
-        connection = await self._engine.connect()
+        connection = await engine.connect()
         try:
             yield connection
         finally:
@@ -71,18 +124,42 @@ class Store:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A consistent view."""
-        with _errors(self.path):
-            async with self._connected() as connection, connection.begin():
+        with _errors(self.where):
+            async with self._connected(self._reading) as connection, connection.begin():
                 yield connection
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: all of the block or nothing of it. Blocks are short and wait for nobody else."""
-        with _errors(self.path):
-            async with self._turn, self._connected() as plain:
-                connection = await plain.execution_options(**{_WRITES: True})
+        """A transaction: all of the block or nothing of it. Blocks are short and wait for nobody else.
+
+        Raises Superseded where other controllers have taken this one's operations over."""
+        with _errors(self.where):
+            async with self._turn, self._connected(self._engine) as plain:
+                owner = self.standing.number if self.standing else None
+                connection = await plain.execution_options(**{_WRITES: True, _OWNER: owner})
                 async with connection.begin():
+                    if self.is_shared:
+                        await postgres.take_turn(connection)
+                        await self._check_standing(connection)
                     yield connection
+
+    @contextlib.asynccontextmanager
+    async def beat(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction on the rows of leases alone, which waits for nobody's turn."""
+        with _errors(self.where):
+            async with self._connected(self._engine) as connection, connection.begin():
+                yield connection
+
+    async def _check_standing(self, connection: AsyncConnection) -> None:
+        """In a statement of its own after the turn was taken: it sees what was committed until then."""
+        if (mine := self.standing) is None:
+            return
+        number = await connection.scalar(_FENCING, {"wanted": mine.name})
+        if number != mine.number:
+            raise Superseded(
+                "this controller stood still for too long, and another has finished or undone its operations: see "
+                "what became of them (forky ps), then try again"
+            )
 
     async def _set_room_aside(self) -> None:
         """Grows the log and the file once: SQLite writes over a log and takes free pages before it asks for new ones.
@@ -146,24 +223,39 @@ def _migrate(path: Path, busy_timeout_s: float) -> None:
 
     try:
         with engine.begin() as connection:
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            _upgrade(connection)
     finally:
         engine.dispose()
     path.chmod(0o600)
 
 
+def _upgrade(connection: Connection, revision: str = "head") -> None:
+    """Runs the migrations on a connection, in its transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        raise NotPossibleNow(
+            f"the controller's database was written by another version of Forky Pig ({error}): install that one, or "
+            "put a backup in its place"
+        ) from error
+
+
 @contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(where: Path | str) -> Iterator[None]:
     """Turns the database's errors into ours."""
     try:
         yield
     except exc.IntegrityError:
         raise  # a name that is taken: the caller knows which
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise _in_words(path, error) from error
+        raise (_in_words(where, error) if isinstance(where, Path) else postgres.in_words(where, error)) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if isinstance(where, Path):
+            raise
+        raise postgres.in_words(where, error) from error  # before there is a connection, SQLAlchemy hands on all
 
 
 def _in_words(path: Path, error: Exception) -> ForkyError:

@@ -7,6 +7,7 @@ from forkypig.controller.store.tables import events as table
 from forkypig.daemon.server import now_us
 from forkypig.model import Event
 
+_ADD = insert(table).returning(table.c.sequence)  # made once: that takes longer than to run it
 KEPT = 100_000
 _TRIM_EVERY = 500  # so that the table is over its limit by this much at most
 DEFAULT_LIMIT = 1000
@@ -16,7 +17,7 @@ MOST = 10_000
 async def add(connection: AsyncConnection, kind: str, subject: str, detail: str = "") -> None:
     """Something happened."""
     values = {"time_us": now_us(), "kind": kind, "subject": subject, "detail": detail}
-    sequence = (await connection.execute(insert(table).values(values).returning(table.c.sequence))).scalar_one()
+    sequence = (await connection.execute(_ADD, values)).scalar_one()
     if sequence % _TRIM_EVERY == 0:
         await connection.execute(delete(table).where(table.c.sequence <= sequence - KEPT))
 

@@ -4,17 +4,30 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import BigInteger, Text, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.store.engine import owner_of
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
 from forkypig.model import MachineId, SnapshotId
 
+# Made once: to put a statement together takes longer than to run it.
+_ADD = insert(table).returning(table.c.id)
+_END = (
+    update(table)
+    .where(table.c.id == bindparam("wanted"))
+    .values(
+        status=bindparam("new_status"),
+        error=case((bindparam("new_error", type_=Text) == "", table.c.error), else_=bindparam("new_error", type_=Text)),
+        ended_us=func.coalesce(bindparam("now_us", type_=BigInteger), table.c.ended_us),
+    )
+)
 _OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
 # Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
 KEPT = 2_000
+_TRIM_EVERY = 100  # so that there are this many more at most
 
 
 def _intent(row: Any) -> Intent:
@@ -26,6 +39,7 @@ def _intent(row: Any) -> Intent:
         snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
         source=MachineId(row.source) if row.source else None,
         arguments=json.loads(row.arguments),
+        owner=row.owner,
     )
 
 
@@ -38,7 +52,8 @@ async def add(
     source: MachineId | None = None,
     **arguments: str | float | bool,
 ) -> Intent:
-    """Writes down what is going to be done."""
+    """Writes down what is going to be done, by the controller whose transaction it is."""
+    owner = owner_of(connection)
     values = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
@@ -48,20 +63,45 @@ async def add(
         "arguments": json.dumps(arguments),
         "error": "",
         "started_us": now_us(),
+        "owner": owner,
     }
-    number = (await connection.execute(insert(table).values(values).returning(table.c.id))).scalar_one()
-    await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
-    return Intent(id=number, kind=kind, machines=tuple(machines), snapshot=snapshot, source=source, arguments=arguments)
+    number = (await connection.execute(_ADD, values)).scalar_one()
+    if number % _TRIM_EVERY == 0:
+        await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
+    return Intent(
+        id=number,
+        kind=kind,
+        machines=tuple(machines),
+        snapshot=snapshot,
+        source=source,
+        arguments=arguments,
+        owner=owner,
+    )
 
 
 async def end(connection: AsyncConnection, intent: Intent, status: IntentStatus, error: str = "") -> None:
     """DONE, UNDONE, or UNDOING with the reason."""
-    values: dict[str, Any] = {"status": status.value}
-    if error:
-        values["error"] = error
+    values: dict[str, Any] = {"wanted": intent.id, "new_status": status.value, "new_error": error, "now_us": None}
     if status is not IntentStatus.UNDOING:
-        values["ended_us"] = now_us()
-    await connection.execute(update(table).where(table.c.id == intent.id).values(values))
+        values["now_us"] = now_us()
+    await connection.execute(_END, values)
+
+
+async def release(connection: AsyncConnection, intent: Intent, status: IntentStatus) -> None:
+    """Nobody is at it any more: up to the controller that reconciles."""
+    still = (table.c.id == intent.id) & table.c.status.in_(_OPEN)
+    await connection.execute(update(table).where(still).values(owner=None, status=status.value))
+
+
+async def newest(connection: AsyncConnection) -> int:
+    """The highest number that was given; 0 before the first."""
+    return int((await connection.execute(select(func.max(table.c.id)))).scalar_one() or 0)
+
+
+async def names_since(connection: AsyncConnection, number: int) -> set[str]:
+    """What the operations that were begun after that number are about, ended or not."""
+    rows = await connection.execute(select(table).where(table.c.id > number))
+    return {name for row in rows for name in _intent(row).names}
 
 
 async def unfinished(connection: AsyncConnection) -> list[Intent]:

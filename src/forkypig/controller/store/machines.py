@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines as table
@@ -12,6 +12,12 @@ from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineSt
 
 _config = TypeAdapter(MachineConfig)
 _OTHERS = ("id", "pool")  # the columns that a row is not saved with
+
+# Made once: to put a statement together takes longer than to run it.
+_BY_ID = select(table).where(table.c.id == bindparam("wanted"))
+_BY_NAME = select(table).where(table.c.name == bindparam("wanted"))
+_NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name not in _OTHERS}
+_SAVE = update(table).where(table.c.id == bindparam("row_id")).values(_NEW)
 
 
 def _values(machine: Machine) -> dict[str, Any]:
@@ -60,12 +66,12 @@ def machine_of(row: Any) -> Machine:
 
 async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     """By id."""
-    row = (await connection.execute(select(table).where(table.c.id == machine))).first()
+    row = (await connection.execute(_BY_ID, {"wanted": machine})).first()
     return machine_of(row) if row else None
 
 
 async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
-    row = (await connection.execute(select(table).where(table.c.name == name))).first()
+    row = (await connection.execute(_BY_NAME, {"wanted": name})).first()
     return machine_of(row) if row else None
 
 
@@ -83,9 +89,34 @@ async def in_pools(connection: AsyncConnection) -> list[Machine]:
     return [machine_of(row) for row in rows]
 
 
-async def names(connection: AsyncConnection) -> set[str]:
-    """Every name that is taken."""
-    return set((await connection.execute(select(table.c.name))).scalars())
+async def page(
+    connection: AsyncConnection, *, limit: int, after: tuple[int, str] | None = None, name_prefix: str = ""
+) -> list[Machine]:
+    """At most `limit` of them, oldest first (0: all), after a time of creation and an id. `name_prefix`: those whose
+    name begins so. Those that wait in pools are nobody's, and left out."""
+    asked = select(table).where(table.c.pool.is_(None)).order_by(table.c.created_us, table.c.id)
+    if limit:
+        asked = asked.limit(limit)
+    if after is not None:
+        asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
+    if name_prefix:
+        asked = asked.where(*_begins(name_prefix))
+    return [machine_of(row) for row in await connection.execute(asked)]
+
+
+async def on(connection: AsyncConnection, snapshot: SnapshotId) -> list[Machine]:
+    """Those that stand on a snapshot."""
+    return [machine_of(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
+
+
+async def names(connection: AsyncConnection, prefix: str) -> set[str]:
+    """The names that are taken and begin so."""
+    return set((await connection.execute(select(table.c.name).where(*_begins(prefix)))).scalars())
+
+
+def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """As a range, which an index serves: names are compared by their bytes, and are ASCII."""
+    return table.c.name >= prefix, table.c.name < prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 async def count(connection: AsyncConnection) -> int:
@@ -111,10 +142,8 @@ async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -
     """Replaces rows that are there, many at once; those that are not there stay away."""
     if not machines:
         return
-    parameters: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name not in _OTHERS}
-    statement = update(table).where(table.c.id == bindparam("row_id")).values(parameters)
     await connection.execute(
-        statement,
+        _SAVE,
         [
             {"row_id": machine.id, **{f"new_{k}": v for k, v in _values(machine).items() if k != "id"}}
             for machine in machines

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.machines import machine_of
@@ -142,6 +142,16 @@ async def take_out(connection: AsyncConnection, pool: PoolId, machine: MachineId
 async def rename(connection: AsyncConnection, machine: MachineId, name: str) -> None:
     """Raises sqlalchemy.exc.IntegrityError where the name is taken."""
     await connection.execute(update(machines).where(machines.c.id == machine).values(name=name))
+
+
+async def stock(connection: AsyncConnection, pool: PoolId) -> tuple[int, int]:
+    """How many machines wait in the pool or are made for it, and how many of it are acquired."""
+    waiting = select(func.count()).select_from(machines).where(machines.c.pool == pool)
+    acquired = select(func.count()).select_from(pool_leases).where(pool_leases.c.pool == pool)
+    return (
+        (await connection.execute(waiting)).scalar_one(),
+        (await connection.execute(acquired)).scalar_one(),
+    )
 
 
 # -- leases ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines, templates
@@ -90,6 +90,26 @@ async def every(connection: AsyncConnection) -> list[Snapshot]:
     """All of them, oldest first, also those that are being removed."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
     return [_snapshot(row) for row in rows]
+
+
+async def page(connection: AsyncConnection, *, limit: int, after: tuple[int, str] | None = None) -> list[Snapshot]:
+    """At most `limit` of them, oldest first (0: all), after a time of creation and an id."""
+    asked = select(table).order_by(table.c.created_us, table.c.id)
+    if limit:
+        asked = asked.limit(limit)
+    if after is not None:
+        asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
+    return [_snapshot(row) for row in await connection.execute(asked)]
+
+
+async def is_there(connection: AsyncConnection, snapshot: str) -> bool:
+    """By id, also one that is being removed."""
+    return (await connection.execute(select(table.c.id).where(table.c.id == snapshot))).first() is not None
+
+
+async def made_of(connection: AsyncConnection, snapshot: SnapshotId) -> list[Snapshot]:
+    """Those whose parent it is."""
+    return [_snapshot(row) for row in await connection.execute(select(table).where(table.c.parent == snapshot))]
 
 
 async def count(connection: AsyncConnection) -> int:

@@ -1,4 +1,4 @@
-"""The tables. SQLite is what they run on today; nothing here or in the queries is SQLite's alone."""
+"""The tables, for SQLite and PostgreSQL: nothing here or in the queries is one engine's alone."""
 
 from sqlalchemy import (
     JSON,
@@ -53,6 +53,7 @@ snapshots = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it
 )
+Index("ix_snapshots_order", snapshots.c.created_us, snapshots.c.id)  # pages
 
 machines = Table(
     "machines",
@@ -76,6 +77,7 @@ machines = Table(
     Column("config", Text, nullable=False, server_default="{}"),  # JSON object: model.MachineConfig
     Column("pool", String(14), index=True),  # it waits there; written by store/pools.py alone
 )
+Index("ix_machines_order", machines.c.created_us, machines.c.id)  # pages
 
 # A mirror of what the host has: machines keep their image's name while the host is away.
 images = Table(
@@ -115,6 +117,7 @@ operations = Table(
     Column("error", Text, nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
+    Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
 
@@ -162,4 +165,15 @@ pool_leases = Table(
     Column("ttl_s", Float, nullable=False),
     Column("acquired_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False),
+)
+
+# Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(300), primary_key=True),
+    Column("holder", String(280), nullable=False),  # the controller's name
+    Column("fencing", BigInteger, nullable=False),  # grows with every holder, over all leases
+    Column("expires_us", BigInteger, nullable=False),  # by the database's clock
+    Column("wanted", Boolean, nullable=False, default=False),  # somebody asks the holder to look
 )

@@ -1,0 +1,27 @@
+"""Children that are there for one question."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forkypig.sdk.client import Forky
+    from forkypig.sdk.machine import Fork, Machine
+
+
+@contextlib.asynccontextmanager
+async def borrowed(forky: "Forky", *sources: str, name: str) -> "AsyncIterator[list[Fork]]":
+    """A fork with one child of each source; the children are removed whatever happens."""
+    forks: list[Fork] = []
+    try:
+        for source in sources:
+            forks.append(await forky.fork(source, name=name))  # noqa: PERF401  # those made before a failure count
+        yield forks
+    finally:
+        # In a task of its own: who is interrupted a second time does not leave children behind either.
+        await asyncio.shield(asyncio.ensure_future(_remove([child for fork in forks for child in fork.children])))
+
+
+async def _remove(children: "list[Machine]") -> None:
+    await asyncio.gather(*(child.remove() for child in children))

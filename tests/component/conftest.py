@@ -1,0 +1,69 @@
+"""What tests of more than one file stand on."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from forkypig.net.fabric import Fabric
+from tests.archive_rig import Home, add_image, new_home
+from tests.component.net_rig import World, make_world
+from tests.component.postgres_rig import Postgres, postgres
+
+_EMPTY = """DO $$ DECLARE list text; BEGIN
+  SELECT string_agg(tablename, ',') INTO list FROM pg_tables
+    WHERE schemaname = 'public' AND tablename != 'alembic_version';
+  IF list IS NOT NULL THEN EXECUTE 'TRUNCATE ' || list || ' RESTART IDENTITY'; END IF;
+END $$"""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Network namespaces of the test's own, of which nothing may be left."""
+    with make_world(tmp_path) as made:
+        yield made
+        assert made.leftovers() == []
+
+
+@pytest.fixture
+async def fabric(world: World) -> AsyncIterator[Fabric]:
+    """The network of one host in it."""
+    made = Fabric(world.config(), ready=0)
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close(remove=True)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Home:
+    """A home with a store and an image."""
+    home = new_home(tmp_path / "here")
+    add_image(home)
+    return home
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Home:
+    """An empty one."""
+    return new_home(tmp_path / "there")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each engine; "": SQLite, in the home."""
+    return "" if request.param == "sqlite" else request.getfixturevalue("emptied")
+
+
+@pytest.fixture
+def emptied(server: Postgres) -> str:
+    """PostgreSQL's address. One database for all tests, since making one takes longer than a test."""
+    server.sql(_EMPTY)
+    return server.url("postgres")
