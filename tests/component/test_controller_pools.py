@@ -291,7 +291,7 @@ async def test_a_refill_that_fails_is_told_and_tried_again(client: Client, host:
 # -- kill -9 of the controller -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host_did", ["nothing", "all", "half"])
+@pytest.mark.parametrize("host_did", ["all", "half"])
 async def test_killed_while_it_fills(settings: Settings, host: FakeHost, host_did: str) -> None:
     async with daemon(settings) as (process, client):
         stall = host.stall("ForkSnapshot")
