@@ -7,6 +7,7 @@
     ├── NotPossibleNow       right request, wrong state: change the state first
     │   └── Busy             another operation is under way: try again when it is done
     ├── ResourceExhausted    memory, disk, processes or files ran out: free some
+    ├── PermissionDenied     the caller's role does not suffice
     ├── Damaged              what is stored is not what was written: fetch it again
     ├── GuestUnresponsive    the machine runs but its agent does not answer
     ├── MachineFailed        QEMU died or refused
@@ -58,6 +59,10 @@ class Busy(NotPossibleNow):
 
 class ResourceExhausted(ForkyError):
     """The host has not enough memory, disk, processes or open files."""
+
+
+class PermissionDenied(ForkyError):
+    """The caller is known, and may not do this."""
 
 
 class Damaged(ForkyError):

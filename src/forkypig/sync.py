@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from forkypig import model
+from forkypig.model.access import EVERY_TENANT
+from forkypig.model.tenants import Quota
 from forkypig.sdk import client, machine, process
 from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
@@ -29,12 +31,14 @@ from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
 from forkypig.sdk.store import CheckedStore, Collected, Exported, RemoteSnapshot, Transferred
+from forkypig.sdk.tenants import Ksm, TenantInfo
 from forkypig.sdk.transfer import Copied, OnBytes
 
 if TYPE_CHECKING:
     from forkypig.sync_pools import Pool
 
 _T = TypeVar("_T")
+_NO_CHANGE = Quota()
 
 __all__ = ["Check", "Copied", "ExecResult", "Fork", "Forky", "Machine", "Output", "Process", "Status"]
 
@@ -509,6 +513,33 @@ class Forky:
 
     def check_store(self, *, deep: bool = False, on_progress: OnProgress | None = None) -> CheckedStore:
         return self._open.run(self._inner.check_store(deep=deep, on_progress=on_progress))
+
+    def tenants(self) -> Sequence[TenantInfo]:
+        return self._open.run(self._inner.tenants())
+
+    def get_tenant(self, name: str = "") -> TenantInfo:
+        return self._open.run(self._inner.get_tenant(name))
+
+    def create_tenant(self, name: str, *, quota: Quota = _NO_CHANGE) -> TenantInfo:
+        return self._open.run(self._inner.create_tenant(name, quota=quota))
+
+    def set_quota(self, name: str, quota: Quota = _NO_CHANGE, *, unlimited: Sequence[str] = ()) -> TenantInfo:
+        return self._open.run(self._inner.set_quota(name, quota, unlimited=unlimited))
+
+    def remove_tenant(self, name: str) -> None:
+        self._open.run(self._inner.remove_tenant(name))
+
+    def ksm(self) -> Ksm:
+        return self._open.run(self._inner.ksm())
+
+    def set_ksm(self, *, on: bool, across_tenants: bool = False) -> Ksm:
+        return self._open.run(self._inner.set_ksm(on=on, across_tenants=across_tenants))
+
+    def share(self, snapshot: str, tenant: str = EVERY_TENANT) -> model.Snapshot:
+        return self._open.run(self._inner.share(snapshot, tenant))
+
+    def unshare(self, snapshot: str, tenant: str = EVERY_TENANT) -> model.Snapshot:
+        return self._open.run(self._inner.unshare(snapshot, tenant))
 
     def images(self) -> Sequence[model.Image]:
         return self._open.run(self._inner.images())

@@ -12,8 +12,9 @@ from tests.component.postgres_rig import Postgres, postgres
 
 _EMPTY = """DO $$ DECLARE list text; BEGIN
   SELECT string_agg(tablename, ',') INTO list FROM pg_tables
-    WHERE schemaname = 'public' AND tablename != 'alembic_version';
+    WHERE schemaname = 'public' AND tablename NOT IN ('alembic_version', 'tenants');
   IF list IS NOT NULL THEN EXECUTE 'TRUNCATE ' || list || ' RESTART IDENTITY'; END IF;
+  IF to_regclass('tenants') IS NOT NULL THEN DELETE FROM tenants WHERE name != 'default'; END IF;
 END $$"""
 
 

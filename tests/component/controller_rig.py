@@ -13,9 +13,10 @@ import grpc
 
 from forkypig.controller.app import controller
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc, tenants_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
+from forkypig.wire.metadata import with_metadata
 from forkypig.wire.status import rpc_errors
 from tests.component.fake_host import FakeHost
 
@@ -26,10 +27,17 @@ _OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_bac
 class Client:
     """A user's calls, with our errors."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, tenant: str = "") -> None:
+        self._channel = channel
+        channel = with_metadata(channel, [("forky-tenant", tenant)] if tenant else [])
         self.stub: Any = controller_pb2_grpc.ControllerStub(channel)
         self.agent: Any = agent_pb2_grpc.AgentStub(channel)
         self.pools: Any = pools_pb2_grpc.PoolsStub(channel)
+        self.tenants: Any = tenants_pb2_grpc.TenantsStub(channel)
+
+    def in_tenant(self, tenant: str) -> "Client":
+        """The operator's calls in another tenant."""
+        return Client(self._channel, tenant)
 
     async def run(self, name: str = "", **fields: Any) -> common.Machine:
         return (await self.run_all(name, **fields))[-1].result.machine
@@ -85,7 +93,7 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
     """A controller and a client of it."""
     path = settings.socket("controller")
     async with controller(settings) as app:
-        server = grpc.aio.server()
+        server = grpc.aio.server(interceptors=app.interceptors)
         app.register(server)
         server.add_insecure_port(f"unix:{path}")
         await server.start()

@@ -46,6 +46,8 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         self.stalls: dict[str, Stall] = {}
         self.qemu_build, self.accelerator, self.memory_total_mib = "qemu 7.2 build 1", "tcg", 16_384
         self.exec_ended = asyncio.Event()
+        self.ksm = common.KsmStatus()
+        self.pressure = pb.HostPressure(memory_total_mib=16_384, memory_available_mib=12_000)
         self.chunks_taken = 0
         self._watchers: set[asyncio.Queue[common.Machine]] = set()
         self._server: grpc.aio.Server | None = None
@@ -132,6 +134,25 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             memory_total_mib=self.memory_total_mib,
         )
 
+    async def GetKsm(self, request: common.Empty, context: Any) -> common.KsmStatus:
+        return await self._answer("GetKsm", request, context)
+
+    async def _do_GetKsm(self, _request: Any) -> common.KsmStatus:
+        return self.ksm
+
+    async def SetKsm(self, request: pb.HostSetKsmRequest, context: Any) -> common.KsmStatus:
+        return await self._answer("SetKsm", request, context)
+
+    async def _do_SetKsm(self, request: pb.HostSetKsmRequest) -> common.KsmStatus:
+        self.ksm = common.KsmStatus(running=bool(request.tenants), tenants=request.tenants)
+        return self.ksm
+
+    async def GetPressure(self, request: common.Empty, context: Any) -> pb.HostPressure:
+        return await self._answer("GetPressure", request, context)
+
+    async def _do_GetPressure(self, _request: Any) -> pb.HostPressure:
+        return self.pressure
+
     async def _answer(self, method: str, request: Any, context: Any) -> Any:
         try:
             await self._enter(method, request)
@@ -153,7 +174,13 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def _do_BootMachine(self, request: pb.BootMachineRequest) -> common.Machine:
         return self._machine(
-            request.machine, request.name, RUNNING, image=request.image, shape=request.shape, config=request.config
+            request.machine,
+            request.name,
+            RUNNING,
+            image=request.image,
+            shape=request.shape,
+            config=request.config,
+            tenant=request.tenant,
         )
 
     async def MakeTemplate(self, request: Any, context: Any) -> common.Snapshot:
@@ -161,7 +188,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
 
     async def _do_MakeTemplate(self, request: pb.MakeTemplateRequest) -> common.Snapshot:
         kind = common.SNAPSHOT_KIND_TEMPLATE
-        return self._snapshot(request.snapshot, kind, image=request.image, shape=request.shape)
+        return self._snapshot(request.snapshot, kind, image=request.image, shape=request.shape, tenant=request.tenant)
 
     async def ForkMachine(self, request: Any, context: Any) -> common.ForkResult:
         return await self._answer("ForkMachine", request, context)
@@ -180,6 +207,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             image=source.image,
             shape=source.shape,
             pause_ms=12.5,
+            tenant=source.tenant,
         )
         self._pid += 1
         self.change(source.id, snapshot=made.id, qemu_pid=self._pid)
@@ -207,8 +235,9 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
                     image=snapshot.image,
                     shape=snapshot.shape,
                     snapshot=snapshot.id,
-                    parent=snapshot.machine,
+                    parent=snapshot.machine if snapshot.tenant == child.tenant else "",
                     config=child.config,
+                    tenant=child.tenant,
                 ),
                 ready_ms=40.0,
             )

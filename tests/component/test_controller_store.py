@@ -19,6 +19,7 @@ from forkypig.controller.store import Store, engine, events, images, intents, le
 from forkypig.controller.store.engine import Standing, Superseded
 from forkypig.core.intents import IntentKind, IntentStatus
 from forkypig.model import Image, ImageId, Machine, MachineId, MachineState, Shape, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model.access import DEFAULT_TENANT
 from tests.component.postgres_rig import Postgres
 
 SHAPE = Shape(1, 512, 2048)
@@ -97,7 +98,7 @@ async def test_what_is_written_is_read(store: Store) -> None:
         assert await snapshots.get(tx, kept.id) == kept
         assert await snapshots.template(tx, IMAGE.id, SHAPE) == snapshot(1)
         assert await machines.every(tx) == [big]
-        assert [event.detail for event in await events.after(tx, 0, 0)] == ["«ä»"]
+        assert [event.detail for event in await events.after(tx, DEFAULT_TENANT, 0, 0)] == ["«ä»"]
         assert await intents.unfinished(tx) == [intent]
         assert await snapshots.made_of(tx, SnapshotId("s-000000000001")) == [kept]
 
@@ -125,20 +126,20 @@ async def test_names_that_begin_alike_and_pages(store: Store) -> None:
     async with store.write() as tx:
         await machines.add(tx, [machine(n, name, created_us=7) for n, name in enumerate(others)])
     async with store.read() as tx:
-        assert await machines.names(tx, "web-") == {"web-1", "web-10"}
-        assert await machines.names(tx, "web") == {"web", "web-1", "web-10", "web.1", "web0", "webb"}
-        first = await machines.page(tx, limit=5)
-        rest = await machines.page(tx, limit=5, after=(first[-1].created_us, first[-1].id))
+        assert await machines.names(tx, DEFAULT_TENANT, "web-") == {"web-1", "web-10"}
+        assert await machines.names(tx, DEFAULT_TENANT, "web") == {"web", "web-1", "web-10", "web.1", "web0", "webb"}
+        first = await machines.page(tx, DEFAULT_TENANT, limit=5)
+        rest = await machines.page(tx, DEFAULT_TENANT, limit=5, after=(first[-1].created_us, first[-1].id))
         assert [m.name for m in (*first, *rest)] == others
-        assert [m.name for m in await machines.page(tx, limit=1, name_prefix="web-")] == ["web-1"]
+        assert [m.name for m in await machines.page(tx, DEFAULT_TENANT, limit=1, name_prefix="web-")] == ["web-1"]
 
 
 async def test_readers_see_one_state(store: Store) -> None:
     async with store.read() as tx:
-        assert await machines.count(tx) == 0
+        assert await machines.count(tx, DEFAULT_TENANT) == 0
         async with store.write() as other:
             await machines.add(other, [machine(1)])
-        assert await machines.count(tx) == 0
+        assert await machines.count(tx, DEFAULT_TENANT) == 0
 
 
 # -- migrations --------------------------------------------------------------------------------------------------------
@@ -171,12 +172,12 @@ async def test_migrations_go_forward_on_a_database_with_data(at: Path | str) -> 
             assert [i.forget_files for i in await images.every(tx)] == [()]
             [intent] = await intents.unfinished(tx)
             assert (intent.kind, intent.machines, intent.owner) == (IntentKind.RUN, ("m-00000000000b",), None)
-            assert [e.kind for e in await events.after(tx, 0, 0)] == ["machine.created"]
+            assert [e.kind for e in await events.after(tx, DEFAULT_TENANT, 0, 0)] == ["machine.created"]
         async with store.write() as tx:
             # Numbers go on where they were.
             assert (await intents.add(tx, IntentKind.CHANGE)).id == 2
             await events.add(tx, "later", "m-00000000000a")
-            assert [e.sequence for e in await events.after(tx, 0, 0)] == [1, 2]
+            assert [e.sequence for e in await events.after(tx, DEFAULT_TENANT, 0, 0)] == [1, 2]
     finally:
         await store.close()
     await (await Store.open(at)).close()  # nothing is left to do
@@ -256,13 +257,13 @@ async def test_writers_of_several_controllers_take_turns(emptied: str) -> None:
 
         async def count_up(store: Store) -> None:
             async with store.write() as tx:
-                seen = await machines.count(tx)  # what none of the others may change now
+                seen = await machines.count(tx, DEFAULT_TENANT)  # what none of the others may change now
                 await asyncio.sleep(0.005)
                 await machines.add(tx, [machine(seen, f"m{seen}")])
 
         await asyncio.gather(*(count_up(store) for store in (one, other) for _ in range(10)))
         async with one.read() as tx:
-            assert await machines.count(tx) == 20
+            assert await machines.count(tx, DEFAULT_TENANT) == 20
     finally:
         await one.close()
         await other.close()
@@ -278,7 +279,7 @@ async def test_writer_that_stands_still_loses_its_turn(emptied: str, monkeypatch
                 async with other.write() as tx:  # waits until the server ends the other one's transaction
                     await machines.add(tx, [machine(1, "mine")])
         async with one.read() as tx:
-            assert await machines.names(tx, "m") == {"mine"}
+            assert await machines.names(tx, DEFAULT_TENANT, "m") == {"mine"}
     finally:
         await one.close()
         await other.close()
@@ -344,7 +345,7 @@ async def test_full_disk_of_the_database_is_told_and_gone_through(server: Postgr
                     async with store.write() as tx:
                         await events.add(tx, "filler", str(number), _noise())
             async with store.read() as tx:
-                assert len(await events.after(tx, 0, 0)) == number
+                assert len(await events.after(tx, DEFAULT_TENANT, 0, 0)) == number
             (small / "ballast").unlink()
             async with store.write() as tx:
                 await events.add(tx, "goes on", "m-1")

@@ -92,12 +92,12 @@ class Town:
         self.policy: NetworkPolicy | None = NetworkPolicy()
         self.failing = False
 
-    def resolve(self, name: str) -> IPv4Address | None:
+    def resolve(self, name: str, _asker: IPv4Address) -> IPv4Address | None:
         if self.failing:
             raise RuntimeError("a defect")
         return self.names.get(name)
 
-    def name_of(self, address: IPv4Address) -> str | None:
+    def name_of(self, address: IPv4Address, _asker: IPv4Address) -> str | None:
         return next((name for name, there in self.names.items() if there == address), None)
 
     async def ask(self, name: str, kind: str = "A", *, tcp: bool = False) -> dns.message.Message:
@@ -235,7 +235,7 @@ async def test_the_port_is_taken(world: World) -> None:
     try:
         with new_socket(world.host, socket.SOCK_DGRAM) as other:
             other.bind(("0.0.0.0", 53))
-            server = NameServer(fabric.config, lambda _: None, policy_of=lambda _: None, name_of=lambda _: None)
+            server = NameServer(fabric.config, lambda *_: None, policy_of=lambda _: None, name_of=lambda *_: None)
             with pytest.raises(NotPossibleNow, match=r"port 53 of 10\.112\.0\.1 can't be had"):
                 await server.open(fabric.gateway, fabric.subnet)
     finally:

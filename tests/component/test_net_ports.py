@@ -83,7 +83,7 @@ async def test_ports_that_can_not_be_had(world: World, fabric: Fabric) -> None:
         (PortForward(22, 22), "port 22/tcp on this host is in use by another program"),
         (PortForward(22, 22, "udp"), "port 22/udp on this host is in use"),
         (PortForward(22, 22, host_address="127.0.0.1"), "port 22/tcp of 127.0.0.1 on this host is in use"),
-        (PortForward(8080, 81), f"port 8080/tcp on this host is published already, for the machine at {slot.address}"),
+        (PortForward(8080, 81), "port 8080/tcp on this host is published already, for a machine"),
         (PortForward(80, 80, host_address="198.18.0.77"), "198.18.0.77 is no address of this host"),
         (PortForward(80, 80, host_address="localhost"), "no IPv4 address"),
         (PortForward(0, 80), "0 is no port"),

@@ -59,8 +59,11 @@ def test_each_has_an_identity_of_its_own_and_the_time_is_right(forky: Instance, 
     assert client.pool("py").status().ready == 3
     time.sleep(3)  # the machines stand still, the time does not
     with client.pool("py").acquire() as one, client.pool("py").acquire() as two:
-        seen = [sh(machine, _WHO).split() for machine in (one, two)]
-        assert all(abs(float(each[4]) - time.time()) < 2 for each in seen), seen
+        seen = []
+        for machine in (one, two):
+            before = time.time()
+            seen.append(sh(machine, _WHO).split())
+            assert before - 1 < float(seen[-1][4]) < time.time() + 1
         for was, other in zip(seen[0][:4], seen[1][:4], strict=True):
             assert was != other
         assert seen[0][0] == one.name
@@ -103,6 +106,7 @@ def test_leases_end_unless_they_are_used(forky: Instance, client: Forky) -> None
 def test_who_waits_gets_a_machine_in_turn(forky: Instance, client: Forky) -> None:
     client.pool("py").scale(target=1, max=2)
     held = [client.pool("py").acquire(wait_s=60) for _ in range(2)]
+    eventually(lambda: client.pool("py").status().ready == 0, "more than the maximum stay")
     with pytest.raises(errors.ResourceExhausted, match="release some"):
         client.pool("py").acquire(wait_s=0.5)
     served: list[int] = []
@@ -150,7 +154,8 @@ def test_ready_machines_outlive_the_daemons(forky: Instance, client: Forky) -> N
         assert before & {machine.id for machine in again.pool("py").status().machines}
         assert [lease.machine for lease in again.pool("py").status().leases] == [held.id]
         with again.pool("py").acquire() as machine:
-            assert abs(float(sh(machine, _WHO).split()[4]) - time.time()) < 2
+            asked = time.time()
+            assert asked - 1 < float(sh(machine, _WHO).split()[4]) < time.time() + 1
         again.release(held.id)
     ran = forky.json("run", "--name", "web", "--network", "isolated")
     assert (ran["pool"], ran["network"]["mode"]) == ("py", "isolated")

@@ -21,6 +21,7 @@ from forkypig.model import (
     SnapshotKind,
     check_name,
 )
+from forkypig.model.access import DEFAULT_TENANT
 
 IMAGE = ImageId("i-0123456789ab")
 
@@ -163,7 +164,8 @@ def test_disk_holds_the_image() -> None:
 def test_standing_on_says_who() -> None:
     machines = [machine(MachineState.RUNNING, f"m{n}", "s-a") for n in range(5)]
     found = standing_on(SnapshotId("s-a"), machines, [snapshot("s-a"), snapshot("s-b", "s-a")])
-    assert found.sentence() == "machines m0, m1, m2 and 2 more and snapshot s-b"
+    assert found.sentence(DEFAULT_TENANT) == "machines m0, m1, m2 and 2 more and snapshot s-b"
+    assert found.sentence("other") == "6 things of other tenants"
     assert not standing_on(SnapshotId("s-b"), machines, [])
 
 

@@ -128,6 +128,15 @@ def test_snapshot_of_an_undone_intent_belongs_to_nobody() -> None:
     assert made.record_snapshots == [snapshot(0)]
 
 
+def test_parent_that_is_written_down_after_its_child_is_found() -> None:
+    older, newer = snapshot(0), snapshot(1, parent=SNAPSHOTS[0])
+    made = plan(records([], [older, replace(newer, parent=None)]), seen([], [older, newer]))
+    assert made.record_snapshots == [newer]
+    # One that is not written down yet is no parent, but where it is found now.
+    made = plan(records([], [replace(newer, parent=None)]), seen([], [newer]))
+    assert made == Plan()
+
+
 def test_second_template_of_a_key_is_an_ordinary_snapshot() -> None:
     two = [snapshot(0, SnapshotKind.TEMPLATE), snapshot(1, SnapshotKind.TEMPLATE)]
     made = plan(records([]), seen([], two))

@@ -15,7 +15,7 @@ from forkypig.net.upstream import Upstream, is_answer, parse_resolv_conf
 
 def _server() -> NameServer:
     config = NetworkConfig("t", "fk-t", None, 1500, ("192.0.2.53",), Path("state"))
-    return NameServer(config, lambda _: IPv4Address("10.112.0.2"), policy_of=lambda _: None, name_of=lambda _: "web")
+    return NameServer(config, lambda *_: IPv4Address("10.112.0.2"), policy_of=lambda _: None, name_of=lambda *_: "web")
 
 
 GOOD = dns.message.make_query("web.forky", "A", use_edns=True).to_wire()

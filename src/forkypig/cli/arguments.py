@@ -49,7 +49,9 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
     """Our own words and those after `--`, if the command takes some; None without `--`.
 
     Done ahead of the parser, which would give the first of them to an argument that was left out."""
-    if argv and argv[0] in TAKING_A_COMMAND and "--" in argv:
-        at = list(argv).index("--")
-        return list(argv[:at]), list(argv[at + 1 :])
-    return list(argv), None
+    argv = list(argv)
+    at = 2 if argv[:1] == ["--tenant"] else 1 if argv and argv[0].startswith("--tenant=") else 0
+    if argv[at : at + 1] and argv[at] in TAKING_A_COMMAND and "--" in argv:
+        at = argv.index("--")
+        return argv[:at], argv[at + 1 :]
+    return argv, None

@@ -36,6 +36,7 @@ def machine(info: model.Machine) -> Document:
         "limits": _limits(info.config.limits),
         "no_fork": info.config.no_fork,
         "restart": info.config.restart.value,
+        "tenant": info.tenant,
     }
 
 
@@ -128,6 +129,8 @@ def snapshot(info: model.Snapshot) -> Document:
         "settled": info.settled,
         "where": "packed" if info.settled else "in memory",
         "created_us": info.created_us,
+        "tenant": info.tenant,
+        "shared_with": list(info.shared_with),
     }
 
 

@@ -144,10 +144,15 @@ def snapshots(as_json: printing.Json = False) -> None:
                 where(each),
                 printing.ago(each.created_us),
                 each.message.partition("\n")[0],
+                ",".join(each.shared_with).replace("*", "all") or "",
+                each.tenant,
             )
             for each in found
         ]
-        printing.table(("ID", "TAG", "KIND", "PARENT", "MACHINE", "MEMORY", "OWN", "WHERE", "AGE", "MESSAGE"), rows)
+        headings = ["ID", "TAG", "KIND", "PARENT", "MACHINE", "MEMORY", "OWN", "WHERE", "AGE", "MESSAGE"]
+        if any(each.shared_with or each.tenant != found[0].tenant for each in found):
+            headings += ["SHARED WITH", "TENANT"]
+        printing.table(headings, [row[: len(headings)] for row in rows])
 
     connected(work)
 

@@ -1,6 +1,7 @@
 """The program `forky`: puts the commands together. Nothing here or in the commands' modules may import gRPC or rich
 at the top: `forky --help` is to answer within 200 ms."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -15,11 +16,13 @@ from forkypig.cli import (
     forks,
     history,
     images,
+    ksm,
     machines,
     pools,
     runtime,
     store,
     surroundings,
+    tenants,
 )
 from forkypig.cli.arguments import split_command
 
@@ -31,11 +34,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, pools, store, daemons):
+for room in (machines, forks, history, diff, execution, copying, surroundings, pools, store, daemons, tenants):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
+app.add_typer(ksm.app, name="ksm")
 app.add_typer(pools.pool, name="pool")
 app.add_typer(store.keys, name="key")
+app.add_typer(tenants.tenants, name="tenant")
 
 
 def _version(wanted: bool) -> None:
@@ -51,8 +56,13 @@ def top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    tenant: Annotated[
+        str, typer.Option("--tenant", metavar="TENANT", help="Act in this tenant (the operator); FORKY_TENANT too.")
+    ] = "",
 ) -> None:
     """Forky Pig forks running virtual machines the way a kernel forks processes."""
+    if tenant:
+        os.environ["FORKY_TENANT"] = tenant
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

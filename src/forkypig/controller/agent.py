@@ -7,12 +7,13 @@ that goes away ends the host's call, and with it the command.
 # gRPC names a servicer's methods as the .proto does.
 # ruff: noqa: N802
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
 
+from forkypig.controller.admission import Admission
 from forkypig.controller.desk import find_machine
 from forkypig.controller.host import Host, followed, host_errors
 from forkypig.controller.pool_leases import PoolLeases
@@ -33,8 +34,14 @@ _STAT_S = 60.0
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """forkypig.v1.Agent."""
 
-    def __init__(self, store: Store, host: Host, leases: PoolLeases) -> None:
-        self._store, self._host, self._leases = store, host, leases
+    def __init__(self, store: Store, host: Host, admission: Admission, leases: PoolLeases) -> None:
+        self._store, self._host, self._admission, self._leases = store, host, admission, leases
+
+    @contextmanager
+    def _using(self, machine: str) -> Iterator[None]:
+        """In the block somebody is in the machine: it is not idle, and its lease does not end."""
+        with self._admission.using(machine), self._leases.using(machine):
+            yield
 
     async def _id(self, machine: str) -> str:
         async with self._store.read() as tx:
@@ -47,8 +54,8 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
         first.start.machine = await self._id(first.start.machine)
         call = self._host.agent.Exec(resumed(first, request_iterator))
-        async with aclosing(followed(call)) as responses:
-            with self._leases.using(first.start.machine):
+        with self._using(first.start.machine):
+            async with aclosing(followed(call)) as responses:
                 async for response in responses:
                     yield response
                     if response.HasField("exit"):
@@ -63,7 +70,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         call = self._host.agent.Upload(resumed(first, request_iterator))
         ending = Ending(call)
         try:
-            with host_errors(), ending, self._leases.using(first.start.machine):
+            with host_errors(), ending, self._using(first.start.machine):
                 return await call
         finally:
             call.cancel()
@@ -71,13 +78,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @streamed
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
         request.machine = await self._id(request.machine)
-        async with aclosing(followed(self._host.agent.Download(request))) as responses:
-            with self._leases.using(request.machine):
+        with self._using(request.machine):
+            async with aclosing(followed(self._host.agent.Download(request))) as responses:
                 async for response in responses:
                     yield response
 
     @answered
     async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
         request.machine = await self._id(request.machine)
-        with host_errors(), self._leases.using(request.machine):
+        with host_errors(), self._using(request.machine):
             return await self._host.agent.StatPath(request, timeout=_STAT_S)

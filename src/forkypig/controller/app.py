@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
+from forkypig.controller.calls import Calls
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
@@ -26,11 +28,19 @@ from forkypig.controller.store import Store
 from forkypig.controller.store_service import StoreServicer
 from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
+from forkypig.controller.tenants import Tenants
+from forkypig.controller.tenants_service import TenantsServicer
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2_grpc, store_pb2_grpc, tenants_pb2_grpc
 
-SERVICES = ("forkypig.v1.Controller", "forkypig.v1.Agent", "forkypig.v1.Store", "forkypig.v1.Pools")
+SERVICES = (
+    "forkypig.v1.Controller",
+    "forkypig.v1.Agent",
+    "forkypig.v1.Store",
+    "forkypig.v1.Tenants",
+    "forkypig.v1.Pools",
+)
 
 
 class _Ended(Exception):
@@ -46,14 +56,20 @@ class App:
     pools: Pools
     stop: asyncio.Event
 
+    @property
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """What every call passes first."""
+        return (Calls(self.desk.store),)
+
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent = AgentServicer(self.desk.store, self.desk.host, self.pools.leases)
+        agent = AgentServicer(self.desk.store, self.desk.host, self.desk.admission, self.pools.leases)
         agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
         pools_pb2_grpc.add_PoolsServicer_to_server(PoolServicer(self.pools), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
+        tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
 
 @contextlib.asynccontextmanager
@@ -68,7 +84,8 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()
             reconciler = Reconciler(store, host, journal, peers)
-            desk = Desk(store, host, journal, reconciler, peers)
+            admission = Admission(settings, store, host)
+            desk = Desk(store, host, journal, reconciler, peers, admission)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks, templates = Forks(desk), Templates(desk)
@@ -85,6 +102,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             )
             tasks.create_task(reconciler.run())
             tasks.create_task(collector.run())
+            tasks.create_task(admission.run(operations.changes.put_to_sleep))
             tasks.create_task(peers.run())
             tasks.create_task(pools.run())
             yield App(desk, operations, pools, asyncio.Event())
@@ -101,4 +119,12 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
 async def run(settings: Settings) -> None:
     """Serves until SIGTERM."""
     async with controller(settings) as app:
-        await serve(settings, "controller", app.register, SERVICES, before_stop=app.desk.journal.stop, stop=app.stop)
+        await serve(
+            settings,
+            "controller",
+            app.register,
+            SERVICES,
+            interceptors=app.interceptors,
+            before_stop=app.desk.journal.stop,
+            stop=app.stop,
+        )

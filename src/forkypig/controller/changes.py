@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 from forkypig.controller.desk import Desk, find_machine, find_snapshot, known_parent
 from forkypig.controller.forks import Forks
 from forkypig.controller.journal import Flight
+from forkypig.controller.quotas import STARTING, admit
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.streams import ShowProgress
 from forkypig.core.config import changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed, check_restorable
+from forkypig.core.quotas import of_start
 from forkypig.core.reconcile import merge
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, InternalError, NotFound
 from forkypig.model import ConfigChange, Machine, MachineId, MachineState, SnapshotId, new_snapshot_id
@@ -69,7 +71,7 @@ class Changes:
         """Its memory goes to a snapshot, and no QEMU is left. To be carried by the journal."""
         host, snapshot = self._desk.host, new_snapshot_id()
 
-        async def put_to_sleep(found: MachineId) -> Machine:
+        async def freeze(found: MachineId) -> Machine:
             async for update in host.hibernate(found, snapshot):
                 if isinstance(update, Machine):
                     await self._record_snapshot(snapshot)
@@ -77,7 +79,11 @@ class Changes:
                 show(update)
             raise InternalError(f"the hibernation of {found} ended without a machine: hostd's log says more")
 
-        return await self._change(machine, Action.HIBERNATE, put_to_sleep, makes=snapshot)
+        return await self._change(machine, Action.HIBERNATE, freeze, makes=snapshot)
+
+    async def put_to_sleep(self, machine: MachineId) -> None:
+        """Hibernates a machine without anybody to tell; for the system, acting in the machine's tenant."""
+        await self._desk.journal.carry(self.hibernate(machine, lambda _: None))
 
     async def _record_snapshot(self, snapshot: SnapshotId) -> None:
         """The one that a hibernation made; none, if the machine was hibernated before."""
@@ -85,7 +91,9 @@ class Changes:
         if made is not None:
             async with self._desk.store.write() as tx:
                 await snapshots.save(tx, [await known_parent(tx, made)])
-                await events.add(tx, "snapshot.created", made.id, f"of {made.machine}, which hibernates")
+                await events.add(
+                    tx, "snapshot.created", made.id, f"of {made.machine}, which hibernates", tenant=made.tenant
+                )
 
     async def wake(self, machine: str) -> Machine:
         return await self._carry(machine, Action.WAKE, self._desk.host.wake)
@@ -108,10 +116,15 @@ class Changes:
             async with desk.store.read() as tx:
                 check_allowed(await find_machine(tx, text), action)
             await desk.reconciler.ensure_reachable()
+        if action in STARTING:
+            await desk.admission.refresh()
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, action)
+                if action in STARTING and machine.qemu_pid is None:
+                    desk.admission.admit(machine.shape, 1, boots=action is Action.START)
+                    await admit(tx, of_start(machine.shape))
                 if needs is not None and await snapshots.get(tx, needs) is None:
                     raise NotFound("snapshot", needs, "it was removed just now; see forky snapshots")
                 intent = await intents.add(

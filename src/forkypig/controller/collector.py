@@ -78,7 +78,7 @@ class Collector:
             async with desk.store.write() as tx:
                 await snapshots.delete_one(tx, snapshot)
                 await intents.end(tx, intent, IntentStatus.DONE)
-                await events.add(tx, "snapshot.removed", snapshot)
+                await events.add(tx, "snapshot.removed", snapshot, tenant=intent.tenant)
         desk.reconciler.collect.set()
 
     async def _mark(self, flight: Flight, snapshot: SnapshotId, collecting: bool) -> Intent:
@@ -91,7 +91,7 @@ class Collector:
             standing = Standing(tuple(await machines.on(tx, snapshot)), tuple(await snapshots.made_of(tx, snapshot)))
             if standing:
                 raise NotPossibleNow(
-                    f"{called} can't be removed: {standing.sentence()} stand on it; remove those first"
+                    f"{called} can't be removed: {standing.sentence(row.tenant)} stand on it; remove those first"
                 )
             if (pool := (await pools.grounds(tx)).get(snapshot)) is not None:
                 raise NotPossibleNow(
@@ -103,4 +103,4 @@ class Collector:
             if await self._desk.concerns(tx, snapshot):
                 raise Busy(called, "in use by an operation under way")
             await snapshots.set_removing(tx, snapshot, removing=True)
-            return flight.take(await intents.add(tx, IntentKind.REMOVE_SNAPSHOT, snapshot=snapshot))
+            return flight.take(await intents.add(tx, IntentKind.REMOVE_SNAPSHOT, snapshot=snapshot, tenant=row.tenant))

@@ -3,18 +3,21 @@ call them; and the one way in which an operation that failed is undone."""
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.admission import Admission
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Flight, Journal, operations_of
 from forkypig.controller.peers import Peers
+from forkypig.controller.principal import principal
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.store import Store, events, intents, machines, snapshots
 from forkypig.core.intents import IntentStatus
-from forkypig.errors import ForkyError, InvalidRequest, NotFound
+from forkypig.errors import ForkyError, InvalidRequest, NotFound, PermissionDenied
 from forkypig.model import Machine, Snapshot, check_name
 from forkypig.model.ids import is_id, snapshot_prefix
 
@@ -34,6 +37,7 @@ class Desk:
     journal: Journal
     reconciler: Reconciler
     peers: Peers
+    admission: Admission
 
     async def undo(self, flight: Flight, error: ForkyError) -> None:
         """Marks what is in `flight` as failed and has the reconciler find out what is there and remove it.
@@ -46,7 +50,8 @@ class Desk:
             async with self.store.write() as tx:
                 for intent in failed:
                     await intents.end(tx, intent, IntentStatus.UNDOING, str(error))
-                    await events.add(tx, f"{intent.kind.value}.failed", intent.source or str(intent.id), str(error))
+                    subject = intent.source or str(intent.id)
+                    await events.add(tx, f"{intent.kind.value}.failed", subject, str(error), tenant=intent.tenant)
         flight.land()
         # Not in a task group: it outlives an undo that has taken too long, but not the journal's tasks.
         undoing = self.journal.begin(self.reconciler.settle(failed))
@@ -74,48 +79,92 @@ class Desk:
 
 
 async def find_machine(tx: AsyncConnection, text: str) -> Machine:
-    """By id or name. Raises InvalidRequest where `text` can be neither, NotFound where it is none, or one that waits in
-    a pool: that is nobody's yet."""
-    found = await machines.get(tx, text) if is_id(text) else await machines.by_name(tx, check_name("machine", text))
-    if found is None or found.pool is not None:
+    """The asking tenant's, by id or name. Raises InvalidRequest where `text` can be neither, NotFound where it is none
+    of theirs: another tenant's is not there, and one that waits in a pool is nobody's yet."""
+    tenant = principal().tenant
+    if is_id(text):
+        found = await machines.get(tx, text)
+    else:
+        found = await machines.by_name(tx, tenant, check_name("machine", text))
+    if found is None or found.tenant != tenant or found.pool is not None:
         raise NotFound("machine", text, "see forky ps")
     return found
 
 
 async def find_snapshot(tx: AsyncConnection, text: str) -> Snapshot:
-    """By id, tag, or the beginning of an id that no other has. Raises InvalidRequest where `text` can be none of these
-    or begins several ids, NotFound where it is none."""
-    found = await snapshots.get(tx, text) if is_id(text) else await _by_tag_or_prefix(tx, check_name("snapshot", text))
+    """The asking tenant's, or one that is shared with it, by id, tag, or the beginning of an id that no other of them
+    has. Raises InvalidRequest where `text` can be none of these or is said of several, NotFound where it is none."""
+    if is_id(text):
+        found = await _by_id(tx, text)
+    else:
+        found = await _by_tag_or_prefix(tx, check_name("snapshot", text))
     if found is None:
         raise NotFound("snapshot", text, "see forky snapshots")
     return found
 
 
-async def _by_tag_or_prefix(tx: AsyncConnection, text: str) -> Snapshot | None:
-    if (found := await snapshots.by_tag(tx, text)) is not None or not (prefix := snapshot_prefix(text)):
+async def find_own_snapshot(tx: AsyncConnection, text: str) -> Snapshot:
+    """As `find_snapshot`, for what only its tenant may do. Raises PermissionDenied for one that is shared with them."""
+    found = await find_snapshot(tx, text)
+    if found.tenant != principal().tenant:
+        raise PermissionDenied(
+            f"snapshot {found.id} is tenant «{found.tenant}»'s, who shares it: machines can be started from it, and no "
+            "more"
+        )
+    return found
+
+
+async def _by_id(tx: AsyncConnection, text: str) -> Snapshot | None:
+    found, tenant = await snapshots.get(tx, text), principal().tenant
+    if found is None or found.tenant == tenant or await snapshots.is_shared_with(tx, found.id, tenant):
         return found
-    several = await snapshots.beginning_with(tx, prefix)
-    if len(several) > 1:
-        named = ", ".join(f"{s.id} ({s.tag})" if s.tag else s.id for s in several[:_MOST_NAMED])
-        more = f" and {len(several) - _MOST_NAMED} more" if len(several) > _MOST_NAMED else ""
-        raise InvalidRequest(f"«{text}» begins the ids of {len(several)} snapshots: {named}{more}; write more of it")
-    return several[0] if several else None
+    return None
+
+
+async def _by_tag(tx: AsyncConnection, text: str) -> Snapshot | None:
+    """The tenant's own goes before what others share."""
+    tenant = principal().tenant
+    if (found := await snapshots.by_tag(tx, tenant, text)) is not None:
+        return found
+    return _the_one(await snapshots.seen_by(tx, tenant, tag=text), f"several tenants share a snapshot tagged «{text}»")
+
+
+async def _by_tag_or_prefix(tx: AsyncConnection, text: str) -> Snapshot | None:
+    if (found := await _by_tag(tx, text)) is not None or not (prefix := snapshot_prefix(text)):
+        return found
+    several = await snapshots.seen_by(tx, principal().tenant, prefix=prefix)
+    return _the_one(several, f"«{text}» begins the ids of {len(several)} snapshots")
+
+
+def _the_one(found: Sequence[Snapshot], several: str) -> Snapshot | None:
+    """The only one, None of none. Raises InvalidRequest, beginning with `several`."""
+    if len(found) > 1:
+        named = ", ".join(f"{s.id} ({s.tag})" if s.tag else s.id for s in found[:_MOST_NAMED])
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        raise InvalidRequest(f"{several}: {named}{more}; write more of it")
+    return found[0] if found else None
 
 
 async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
     """What is to be forked: a machine or a snapshot. Raises InvalidRequest where both are called so."""
+    machine: Machine | None
+    snapshot: Snapshot | None
     if is_id(text):
-        found: Machine | Snapshot | None = await machines.get(tx, text) or await snapshots.get(tx, text)
+        machine, snapshot = await machines.get(tx, text), await _by_id(tx, text)
+        if machine is not None and machine.tenant != principal().tenant:
+            machine = None
     else:
         check_name("machine or snapshot", text)
-        machine, snapshot = await machines.by_name(tx, text), await snapshots.by_tag(tx, text)
+        machine, snapshot = await machines.by_name(tx, principal().tenant, text), await _by_tag(tx, text)
         if machine is None and snapshot is None:
             snapshot = await _by_tag_or_prefix(tx, text)
         if machine is not None and snapshot is not None:
+            if snapshot.tenant != principal().tenant:
+                return machine  # what others share takes no name away
             raise InvalidRequest(
                 f"«{text}» is a machine ({machine.id}) and a snapshot's tag ({snapshot.id}): say which by its id"
             )
-        found = machine or snapshot
+    found = machine or snapshot
     if found is None or (isinstance(found, Machine) and found.pool is not None):
         raise NotFound("machine or snapshot", text, "see forky ps and forky snapshots")
     return found
@@ -125,3 +174,18 @@ async def known_parent(tx: AsyncConnection, snapshot: Snapshot) -> Snapshot:
     """The snapshot, its parent left out where that is not in the records."""
     known = snapshot.parent is not None and await snapshots.is_there(tx, snapshot.parent)
     return snapshot if known else replace(snapshot, parent=None)
+
+
+async def as_seen(tx: AsyncConnection, rows: Sequence[Snapshot]) -> list[Snapshot]:
+    """Snapshots as the asking tenant may see them: what they stand on is told where that is the tenant's or shared
+    with it; of one that others share, neither its machine nor who else has it."""
+    tenant = principal().tenant
+    parents = {row.parent for row in rows if row.parent is not None}
+    visible = await snapshots.visible(tx, tenant, parents)
+    sharing = await snapshots.sharing(tx)
+    seen = []
+    for row in rows:
+        row = replace(row, parent=row.parent if row.parent in visible else None)
+        own = row.tenant == tenant
+        seen.append(replace(row, shared_with=sharing.get(row.id, ())) if own else replace(row, machine=None))
+    return seen

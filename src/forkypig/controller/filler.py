@@ -18,11 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller.desk import Desk
 from forkypig.controller.live_pool import LivePool
 from forkypig.controller.pool_leases import PoolLeases
-from forkypig.controller.principal import acting
+from forkypig.controller.principal import acting, for_tenant
+from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, images, intents, machines, pools, snapshots
 from forkypig.controller.templates import Templates
 from forkypig.core.intents import IntentKind, IntentStatus
 from forkypig.core.pools import MOST_AT_ONCE, missing, surplus
+from forkypig.core.quotas import of_machines
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, NotFound
@@ -34,7 +36,6 @@ from forkypig.model import (
     Snapshot,
     new_machine_id,
 )
-from forkypig.model.access import SYSTEM
 
 log = structlog.get_logger()
 
@@ -49,8 +50,7 @@ class Filler:
     def __init__(self, desk: Desk, leases: PoolLeases, templates: Templates) -> None:
         self._desk, self._leases, self._templates = desk, leases, templates
         self._turn = asyncio.Lock()
-        # Whether there is room for more machines; admission puts its own question in this place.
-        self.refills_allowed: Callable[[Pool], bool] = lambda _pool: True
+        self.refills_allowed: Callable[[Pool], bool] = lambda _pool: desk.admission.refills_allowed
 
     async def keep(self, live: LivePool) -> None:
         """Keeps one pool filled until it is closed."""
@@ -61,7 +61,7 @@ class Filler:
                     await live.changed.wait()
             live.changed.clear()
             try:
-                with acting(replace(SYSTEM, tenant=live.pool.tenant)):
+                with acting(for_tenant(live.pool.tenant)):
                     await self._step(live)
                 patience_s = _PATIENCE_S
             except Exception as error:
@@ -120,11 +120,12 @@ class Filler:
                 count = await self._room(tx, live, count)
                 if not count:
                     return False  # another controller was faster
-                image = await images.find(tx, ground.image)
-                taken = await machines.names(tx, f"{live.pool.name}-")
+                image = await images.find(tx, ground.image, live.pool.tenant)
+                taken = await machines.names(tx, live.pool.tenant, f"{live.pool.name}-")
                 rows = [
                     _warm(live.pool, ground, name, image.name if image else "") for name in _names(live, count, taken)
                 ]
+                await admit(tx, of_machines(ground.shape, count))
                 await machines.add(tx, rows)
                 await pools.put_in(tx, live.pool.id, [row.id for row in rows])
                 intent = await intents.add(tx, IntentKind.FORK, machines=[row.id for row in rows], pool=live.pool.id)
@@ -158,7 +159,7 @@ class Filler:
         """What the pool's machines begin as. That of an image is its template, which another QEMU can't load."""
         desk, pool = self._desk, live.pool
         async with desk.store.read() as tx:
-            image = await images.find(tx, pool.image) if pool.from_image else None
+            image = await images.find(tx, pool.image, pool.tenant) if pool.from_image else None
             found = await snapshots.get(tx, pool.snapshot) if pool.snapshot and not pool.from_image else None
         if image is not None:
             found = await self._templates.get(image, pool.shape, await desk.host.status())
@@ -206,4 +207,5 @@ def _warm(pool: Pool, ground: Snapshot, name: str, image_name: str) -> Machine:
         parent=ground.machine,
         created_us=now_us(),
         config=pool.config,
+        tenant=pool.tenant,
     )

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller.desk import Desk, find_machine, find_source, known_parent
 from forkypig.controller.host import Labels
 from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.principal import principal
+from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, images, intents, machines, snapshots
 from forkypig.controller.tags import check_tag_is_free
 from forkypig.core.config import check_may_fork, of_child
@@ -19,6 +21,7 @@ from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed
 from forkypig.core.limits import check_count
 from forkypig.core.names import child_names
+from forkypig.core.quotas import of_machines
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError
@@ -39,6 +42,7 @@ from forkypig.model import (
     new_machine_id,
     new_snapshot_id,
 )
+from forkypig.model.tenants import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,18 @@ async def ground_of(tx: AsyncConnection, source: Machine | Snapshot) -> Ground:
         check_allowed(source, Action.FORK)
         check_may_fork(source)
         return Ground(new_snapshot_id(), source.id, source.name, source.config, source.image_name)
+    image_name = await _image_name(tx, source)
+    if source.tenant != principal().tenant:  # of who shares it nothing is told: not its machine, nor how that was set
+        return Ground(source.id, None, source.tag or f"fork-{source.id[2:8]}", MachineConfig(), image_name)
     origin = await machines.get(tx, source.machine) if source.machine else None
-    image = await images.find(tx, source.image)
     stem = source.tag or (origin.name if origin else f"fork-{source.id[2:8]}")
     config = origin.config if origin else MachineConfig()
-    return Ground(source.id, source.machine, stem, config, image.name if image else "")
+    return Ground(source.id, source.machine, stem, config, image_name)
+
+
+async def _image_name(tx: AsyncConnection, source: Snapshot) -> str:
+    image = await images.find(tx, source.image, source.tenant)
+    return image.name if image else ""
 
 
 class Forks:
@@ -97,6 +108,7 @@ class Forks:
             check_name("machine", prefix)
         desk = self._desk
         await desk.reconciler.ensure_reachable()
+        await desk.admission.refresh()
         with desk.journal.flight() as flight:
             asked = await self._reserve(flight, source, count, prefix, change)
             try:
@@ -115,11 +127,13 @@ class Forks:
     async def _reserve(self, flight: Flight, text: str, count: int, prefix: str, change: ConfigChange) -> _Asked:
         """Chooses names and ids and writes all down."""
         async with self._desk.store.write() as tx:
-            source = await find_source(tx, text)
+            source, tenant = await find_source(tx, text), principal().tenant
             ground = await ground_of(tx, source)
             config = of_child(ground.config, change, count, source.shape, source.accelerator)
+            await admit(tx, of_machines(source.shape, count, forks=1))
+            self._desk.admission.admit(source.shape, count)
             stem = prefix or ground.stem
-            names = child_names(stem, count, await machines.names(tx, f"{stem}-"))
+            names = child_names(stem, count, await machines.names(tx, tenant, f"{stem}-"))
             children = tuple(
                 Machine(
                     id=new_machine_id(),
@@ -132,6 +146,7 @@ class Forks:
                     parent=ground.parent,
                     created_us=now_us(),
                     config=config,
+                    tenant=tenant,
                 )
                 for name in names
             )
@@ -181,7 +196,10 @@ class Forks:
         """The new snapshot, and that the machine's successor stands on it."""
         if isinstance(asked.source, Snapshot):
             return asked.source
-        made = await known_parent(tx, made)
+        parent = made.parent
+        made = replace(await known_parent(tx, made), tenant=asked.source.tenant)
+        if made.parent != parent:
+            self._desk.reconciler.look_soon()  # a split before this one, not written down yet: its parent
         await snapshots.save(tx, [made])
         await machines.set_snapshot(tx, asked.source.id, made.id)
         await events.add(tx, "snapshot.created", made.id, f"of {asked.source.name}")
@@ -205,6 +223,7 @@ class Forks:
                 check_allowed(machine, Action.SNAPSHOT)
                 check_may_fork(machine)
                 await check_tag_is_free(tx, tag)
+                await admit(tx, Usage(snapshots=1))
                 intent = await intents.add(
                     tx,
                     IntentKind.SNAPSHOT,

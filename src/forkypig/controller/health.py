@@ -4,6 +4,7 @@ import asyncio
 import shutil
 
 from forkypig.controller.desk import Desk
+from forkypig.controller.principal import principal
 from forkypig.controller.store import machines, snapshots
 from forkypig.daemon.server import daemon_message
 from forkypig.daemon.settings import Settings
@@ -27,8 +28,9 @@ class Health:
     async def status(self) -> pb.GetStatusResponse:
         """Answers also when hostd does not."""
         answer = pb.GetStatusResponse(controller=daemon_message(self._started_us), home=str(self._settings.home))
+        whose = principal().tenant
         async with self._desk.store.read() as tx:
-            answer.machines, answer.snapshots = await machines.count(tx), await snapshots.count(tx)
+            answer.machines, answer.snapshots = await machines.count(tx, whose), await snapshots.count(tx, whose)
         try:
             host = await self._desk.host.status(timeout_s=_STATUS_S)
         except ForkyError as error:

@@ -122,6 +122,20 @@ class Host:
         with host_errors():
             return await self.stub.GetHostStatus(common.Empty(), timeout=timeout_s)
 
+    async def pressure(self, timeout_s: float) -> pb.HostPressure:
+        """How little memory there is, and how much machines do."""
+        with host_errors():
+            return await self.stub.GetPressure(common.Empty(), timeout=timeout_s)
+
+    async def ksm(self) -> common.KsmStatus:
+        with host_errors():
+            return await self.stub.GetKsm(common.Empty(), timeout=QUICK_S)
+
+    async def set_ksm(self, tenants: Sequence[str]) -> common.KsmStatus:
+        """KSM is for these tenants' machines, and no others."""
+        with host_errors():
+            return await self.stub.SetKsm(pb.HostSetKsmRequest(tenants=tenants), timeout=CHANGE_S)
+
     async def doctor(self) -> Sequence[common.Check]:
         with host_errors():
             return list((await self.stub.Doctor(common.Empty(), timeout=DOCTOR_S)).checks)
@@ -153,12 +167,15 @@ class Host:
             image=machine.image,
             shape=convert.shape_to_wire(machine.shape),
             config=config_to_wire(machine.config),
+            tenant=machine.tenant,
         )
         with host_errors():
             return convert.machine_from_wire(await self.stub.BootMachine(request, timeout=BOOT_S))
 
-    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape) -> Snapshot:
-        request = pb.MakeTemplateRequest(snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape))
+    async def make_template(self, snapshot: SnapshotId, image: ImageId, shape: Shape, tenant: str) -> Snapshot:
+        request = pb.MakeTemplateRequest(
+            snapshot=snapshot, image=image, shape=convert.shape_to_wire(shape), tenant=tenant
+        )
         with host_errors():
             return convert.snapshot_from_wire(await self.stub.MakeTemplate(request, timeout=BOOT_S))
 
@@ -245,12 +262,13 @@ class Host:
         return convert.machine_from_wire(answer)
 
     async def label(self, snapshot: Snapshot) -> None:
-        """Tells the host a snapshot's kind, tag and message."""
+        """Tells the host a snapshot's kind, tag, message and tenant."""
         request = pb.HostLabelSnapshotRequest(
             snapshot=snapshot.id,
             kind=convert.kind_to_wire(snapshot.kind),
             tag=snapshot.tag,
             message=snapshot.message,
+            tenant=snapshot.tenant,
         )
         with host_errors():
             await self.stub.LabelSnapshot(request, timeout=QUICK_S)
@@ -303,4 +321,7 @@ class Host:
 
 
 def _new_children(children: Sequence[Machine]) -> list[pb.NewChild]:
-    return [pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config)) for child in children]
+    return [
+        pb.NewChild(machine=child.id, name=child.name, config=config_to_wire(child.config), tenant=child.tenant)
+        for child in children
+    ]

@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
+from forkypig.controller.principal import principal, require_operator
 from forkypig.controller.store import events, machines, snapshots
 from forkypig.controller.store import images as rows
 from forkypig.core.genealogy import Standing
@@ -25,11 +26,11 @@ class Images:
         self._building = asyncio.Lock()
 
     async def every(self) -> list[Image]:
-        """All images; as last seen where the host is away."""
+        """All images that the asking tenant sees; as last seen where the host is away."""
         with suppress(HostUnreachable):
             await self._mirror()
         async with self._desk.store.read() as tx:
-            return await rows.every(tx)
+            return await rows.seen_by(tx, principal().tenant)
 
     async def _mirror(self) -> None:
         there = await self._desk.host.images()
@@ -41,11 +42,11 @@ class Images:
         if not is_id(text):
             check_name("image", text)
         async with self._desk.store.read() as tx:
-            found = await rows.find(tx, text)
+            found = await rows.find(tx, text, principal().tenant)
         if found is None:
             await self._mirror()
             async with self._desk.store.read() as tx:
-                found = await rows.find(tx, text)
+                found = await rows.find(tx, text, principal().tenant)
         if found is None:
             raise NotFound("image", text, _HINT)
         return found
@@ -83,7 +84,9 @@ class Images:
 
     async def update(self, text: str, forget_files: Sequence[str]) -> Image:
         """Changes what forks of the image's machines forget."""
-        image = await self._desk.host.update_image((await self.get(text)).id, forget_files)
+        image = await self.get(text)
+        await self._check_own(image, "change")
+        image = await self._desk.host.update_image(image.id, forget_files)
         async with self._desk.store.write() as tx:
             await rows.save(tx, image)
             await events.add(tx, "image.updated", image.id, image.name)
@@ -94,7 +97,18 @@ class Images:
         await self._desk.journal.carry(self._remove(text))
 
     async def _remove(self, text: str) -> None:
-        image = await self.get(text)
+        image, tenant = await self.get(text), principal().tenant
+        async with self._desk.store.write() as tx:
+            owners = await rows.owned_by(tx, image.id)
+            if tenant in owners and len(owners) > 1:
+                using = [m for m in await machines.of_tenant(tx, tenant) if m.image == image.id]
+                if standing := Standing(tuple(using), ()):
+                    raise NotPossibleNow(
+                        f"image «{image.name}» is used by {standing.sentence(tenant)}: remove those first"
+                    )
+                await rows.disown(tx, image.id, tenant)
+                return
+        await self._check_own(image, "remove")
         await self._collector.collect()
         templates = await self._check_unused(image)
         for template in templates:
@@ -104,6 +118,13 @@ class Images:
             await rows.delete_one(tx, image.id)
             await events.add(tx, "image.removed", image.id, image.name)
 
+    async def _check_own(self, image: Image, what: str) -> None:
+        """Raises PermissionDenied where others use the image too, unless the operator asks."""
+        async with self._desk.store.read() as tx:
+            owners = await rows.owned_by(tx, image.id)
+        if owners != {principal().tenant}:
+            require_operator(f"{what} image «{image.name}», which other tenants use too")
+
     async def _check_unused(self, image: Image) -> list[Snapshot]:
         """Its templates, when nothing else uses it."""
         async with self._desk.store.read() as tx:
@@ -112,5 +133,7 @@ class Images:
         templates = [s for s in made_of_it if s.kind is SnapshotKind.TEMPLATE]
         others = [s for s in made_of_it if s.kind is not SnapshotKind.TEMPLATE]
         if using := Standing(tuple(users), tuple(others)):
-            raise NotPossibleNow(f"image «{image.name}» is used by {using.sentence()}: remove those first")
+            raise NotPossibleNow(
+                f"image «{image.name}» is used by {using.sentence(principal().tenant)}: remove those first"
+            )
         return templates

@@ -13,13 +13,12 @@ import structlog
 
 from forkypig.controller.changes import Changes
 from forkypig.controller.desk import Desk, find_machine
-from forkypig.controller.principal import acting, principal
+from forkypig.controller.principal import acting, for_tenant, principal
 from forkypig.controller.store import events, pools
 from forkypig.core.pools import check_lease
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, NotFound, NotPossibleNow
 from forkypig.model import Lease, MachineId, Pool
-from forkypig.model.access import SYSTEM
 
 log = structlog.get_logger()
 
@@ -128,7 +127,7 @@ class PoolLeases:
             return
         self._ending.add(lease.machine)
         try:
-            with acting(replace(SYSTEM, tenant=lease.tenant)), contextlib.suppress(NotFound):
+            with acting(for_tenant(lease.tenant)), contextlib.suppress(NotFound):
                 await self._changes.remove(lease.machine)
             self._forget(lease.machine)
         finally:

@@ -57,7 +57,7 @@ class PoolRuns:
         """Takes it out of the pool, by its new name. None: another controller was faster."""
         try:
             async with self._desk.store.write() as tx:
-                if name and await machines.by_name(tx, name) is not None:
+                if name and await machines.by_name(tx, live.pool.tenant, name) is not None:
                     raise AlreadyExists("machine", name)
                 if (row := await pools.claim(tx, live.pool.id, machine)) is None:
                     return None

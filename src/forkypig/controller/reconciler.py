@@ -21,6 +21,7 @@ from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.reconcile import Plan, Records, merge, plan
 from forkypig.errors import ForkyError, HostUnreachable
 from forkypig.model import ImageId, Machine, MachineId, MachineState, SnapshotId
+from forkypig.model.access import DEFAULT_TENANT
 
 log = structlog.get_logger()
 
@@ -72,10 +73,12 @@ class Reconciler:
             try:
                 # The stream is opened before the comparison: what changes after the one is told by the other.
                 await asyncio.wait({first}, timeout=_GATHER_S)
-                if self._peers.leads:
+                if led := self._peers.leads:
                     await self.reconcile()
                     await self._mirror_images()
                 self.connected, self.error = True, ""
+                if not led:
+                    self.look_soon(0.0)  # it may lead by now; if not, it asks the one that does
                 log.info("hostd followed")
                 await self._changed(await first)
             finally:
@@ -234,10 +237,12 @@ class Reconciler:
             await self._record_machine(tx, machine, records.machines.get(machine.id), names)
         await machines.delete_all(tx, made.forget_machines)
         for gone in made.forget_machines:
-            await events.add(tx, "machine.removed", gone, "it was never finished")
+            tenant = records.machines[gone].tenant
+            await events.add(tx, "machine.removed", gone, "it was never finished", tenant=tenant)
         for lost in made.forget_snapshots:
             await snapshots.delete_one(tx, lost)
-            await events.add(tx, "snapshot.lost", lost, "the host does not have it any more")
+            words, tenant = "the host does not have it any more", records.snapshots[lost].tenant
+            await events.add(tx, "snapshot.lost", lost, words, tenant=tenant)
         for intent, status in self._ended(made):
             if not removals & intent.names:
                 await self._end(tx, intent, status)
@@ -249,9 +254,11 @@ class Reconciler:
             machine = replace(machine, image_name=names.get(machine.image, ""))
         await machines.save(tx, [machine])
         if before is None:
-            await events.add(tx, "machine.adopted", machine.id, f"{machine.name}, found on the host")
+            words = f"{machine.name}, found on the host"
+            await events.add(tx, "machine.adopted", machine.id, words, tenant=machine.tenant)
         elif before.state is not machine.state:
-            await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.failure)
+            kind = f"machine.{machine.state.value}"
+            await events.add(tx, kind, machine.id, machine.failure, tenant=machine.tenant)
 
     def _ended(self, made: Plan) -> list[tuple[Intent, IntentStatus]]:
         return [
@@ -261,7 +268,8 @@ class Reconciler:
 
     async def _end(self, tx: AsyncConnection, intent: Intent, status: IntentStatus) -> None:
         await intents.end(tx, intent, status)
-        await events.add(tx, f"operation.{status.value}", str(intent.id), f"{intent.kind.value}, reconciled")
+        words = f"{intent.kind.value}, reconciled"
+        await events.add(tx, f"operation.{status.value}", str(intent.id), words, tenant=intent.tenant)
         self._journal.failed.discard(intent.id)
         log.info("reconciled", intent=intent.id, kind=intent.kind.value, status=status.value)
 
@@ -274,16 +282,19 @@ class Reconciler:
             async with slots:
                 await self._host.remove_machine(machine)
             async with self._store.write() as tx:
+                row = await machines.get(tx, machine)
+                tenant = row.tenant if row else DEFAULT_TENANT
                 await machines.delete_all(tx, [machine])
-                await events.add(tx, "machine.removed", machine, "undone or left over")
+                await events.add(tx, "machine.removed", machine, "undone or left over", tenant=tenant)
             gone.add(machine)
 
         async def remove_snapshot(snapshot: SnapshotId) -> None:
             async with slots:
                 await self._host.remove_snapshot(snapshot)
             async with self._store.write() as tx:
+                tenant = next((s.tenant for s in await snapshots.every(tx) if s.id == snapshot), DEFAULT_TENANT)
                 await snapshots.delete_one(tx, snapshot)
-                await events.add(tx, "snapshot.removed", snapshot)
+                await events.add(tx, "snapshot.removed", snapshot, tenant=tenant)
             gone.add(snapshot)
 
         work = [remove_machine(m) for m in made.remove_machines] + [remove_snapshot(s) for s in made.remove_snapshots]

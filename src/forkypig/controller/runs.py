@@ -16,12 +16,15 @@ from forkypig.controller.forks import ground_of
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
 from forkypig.controller.pools import Pools
+from forkypig.controller.principal import principal
+from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.templates import Templates
 from forkypig.core.config import bare, changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.core.names import free_name, pleasant_name
+from forkypig.core.quotas import of_machines
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest, NotFound
@@ -92,8 +95,9 @@ class Runs:
             ran := await self._from_pool(request.name, image.id, shape, None, config, caller)
         ):
             return ran
+        await self._desk.admission.refresh()
         with self._desk.journal.flight() as flight:
-            machine, intent = await self._reserve(flight, request.name, image, shape, config)
+            machine, intent = await self._reserve(flight, request, image, shape, config)
             try:
                 machine = await self._start(machine, image, status, request.cold_boot, show, caller)
                 caller.check()
@@ -136,6 +140,7 @@ class Runs:
         ran = await self._from_pool(request.name, snapshot.image, snapshot.shape, snapshot.id, config, caller)
         if ran is not None:
             return ran
+        await desk.admission.refresh()
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
                 snapshot = await find_snapshot(tx, request.snapshot)
@@ -164,25 +169,26 @@ class Runs:
         """Early, before an image is built for it; what counts is `_reserve`."""
         if name:
             async with self._desk.store.read() as tx:
-                if await machines.by_name(tx, name) is not None:
+                if await machines.by_name(tx, principal().tenant, name) is not None:
                     raise AlreadyExists("machine", name)
 
     async def _reserve(
-        self, flight: Flight, name: str, image: Image, shape: Shape, config: MachineConfig
+        self, flight: Flight, request: RunRequest, image: Image, shape: Shape, config: MachineConfig
     ) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
-            machine = replace(await self._new_machine(tx, name, image.id, image.name, shape), config=config)
-            return machine, await self._write_down(tx, flight, machine)
+            machine = replace(await self._new_machine(tx, request.name, image.id, image.name, shape), config=config)
+            return machine, await self._write_down(tx, flight, machine, boots=request.cold_boot)
 
     async def _new_machine(
         self, tx: AsyncConnection, name: str, image: ImageId, image_name: str, shape: Shape
     ) -> Machine:
+        tenant = principal().tenant
         if name:
-            if await machines.by_name(tx, name) is not None:
+            if await machines.by_name(tx, tenant, name) is not None:
                 raise AlreadyExists("machine", name)
         else:
             wanted = pleasant_name((), secrets.randbelow)
-            name = free_name(wanted, await machines.names(tx, wanted))
+            name = free_name(wanted, await machines.names(tx, tenant, wanted))
         return Machine(
             id=new_machine_id(),
             name=name,
@@ -191,9 +197,14 @@ class Runs:
             image_name=image_name,
             shape=shape,
             created_us=now_us(),
+            tenant=tenant,
         )
 
-    async def _write_down(self, tx: AsyncConnection, flight: Flight, machine: Machine) -> Intent:
+    async def _write_down(
+        self, tx: AsyncConnection, flight: Flight, machine: Machine, *, boots: bool = False
+    ) -> Intent:
+        await admit(tx, of_machines(machine.shape, 1))
+        self._desk.admission.admit(machine.shape, 1, boots=boots)
         await machines.add(tx, [machine])
         intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
         await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {machine.image_name or machine.image}")

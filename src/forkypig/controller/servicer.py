@@ -11,13 +11,14 @@ import grpc
 
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
-from forkypig.controller.desk import Desk, find_machine, find_snapshot, find_source
+from forkypig.controller.desk import Desk, as_seen, find_machine, find_own_snapshot, find_snapshot, find_source
 from forkypig.controller.forks import Forks
 from forkypig.controller.health import Health
 from forkypig.controller.host import followed
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller
 from forkypig.controller.pages import paged
+from forkypig.controller.principal import principal, require_operator
 from forkypig.controller.runs import RunRequest, Runs
 from forkypig.controller.store import events, machines, snapshots
 from forkypig.controller.streams import progressing
@@ -113,8 +114,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         if request.name_prefix:
             check_name("machine", request.name_prefix.rstrip("-"))
         async with self._desk.store.read() as tx:
+            tenant, prefix = principal().tenant, request.name_prefix
             found, token = await paged(
-                lambda limit, after: machines.page(tx, limit=limit, after=after, name_prefix=request.name_prefix),
+                lambda limit, after: machines.page(tx, tenant, limit=limit, after=after, name_prefix=prefix),
                 request.page_size,
                 request.page_token,
             )
@@ -182,26 +184,28 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
         async with self._desk.store.read() as tx:
+            tenant = principal().tenant
             found, token = await paged(
-                lambda limit, after: snapshots.page(tx, limit=limit, after=after),
+                lambda limit, after: snapshots.page(tx, tenant, limit=limit, after=after),
                 request.page_size,
                 request.page_token,
             )
+            found = await as_seen(tx, found)
         lying = [convert.snapshot_to_wire(s) for s in await self._as_they_lie(found)]
         return pb.ListSnapshotsResponse(snapshots=lying, next_page_token=token)
 
     @answered
     async def GetSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Snapshot:
         async with self._desk.store.read() as tx:
-            found = await find_snapshot(tx, request.snapshot)
-        return convert.snapshot_to_wire((await self._as_they_lie([found]))[0])
+            found = await as_seen(tx, [await find_snapshot(tx, request.snapshot)])
+        return convert.snapshot_to_wire((await self._as_they_lie(found))[0])
 
     @answered
     async def GetHistory(self, request: pb.HistoryRequest, context: Context) -> pb.ListSnapshotsResponse:
         async with self._desk.store.read() as tx:
             source = await find_source(tx, request.source)
             start = source.snapshot if isinstance(source, Machine) else source.id
-            chain = history(start, await snapshots.every(tx))
+            chain = await as_seen(tx, history(start, await snapshots.seen_by(tx, principal().tenant)))
         return pb.ListSnapshotsResponse(snapshots=[convert.snapshot_to_wire(s) for s in await self._as_they_lie(chain)])
 
     @answered
@@ -236,7 +240,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def RemoveSnapshot(self, request: pb.SnapshotRequest, context: Context) -> common.Empty:
         async with self._desk.store.read() as tx:
-            snapshot = await find_snapshot(tx, request.snapshot)
+            snapshot = await find_own_snapshot(tx, request.snapshot)
         await self._desk.reconciler.ensure_reachable()
         await self._desk.journal.carry(self._do.collector.remove(snapshot.id))
         return common.Empty()
@@ -264,13 +268,14 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         async with self._desk.store.read() as tx:
-            found = await events.after(tx, request.after_sequence, request.limit)
+            found = await events.after(tx, principal().tenant, request.after_sequence, request.limit)
         return pb.ListEventsResponse(events=[convert.event_to_wire(event) for event in found])
 
     # -- images --------------------------------------------------------------------------------------------------------
 
     @streamed
     async def BuildImage(self, request: pb.BuildImageRequest, context: Context) -> AsyncIterator[pb.BuildImageResponse]:
+        require_operator("build images")
         async with aclosing(self._do.images.build(request.name, rebuild=request.rebuild)) as building:
             async for update in building:
                 if isinstance(update, Image):

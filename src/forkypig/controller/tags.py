@@ -4,11 +4,14 @@ from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from forkypig.controller.desk import Desk, find_snapshot
+from forkypig.controller.desk import Desk, find_own_snapshot
+from forkypig.controller.principal import principal
+from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, intents, snapshots
 from forkypig.core.intents import IntentKind
 from forkypig.errors import AlreadyExists, NotFound, NotPossibleNow
 from forkypig.model import Snapshot, SnapshotKind, check_name
+from forkypig.model.tenants import Usage
 
 
 class Tags:
@@ -28,11 +31,11 @@ class Tags:
         await self._desk.reconciler.ensure_reachable()
         changed: list[Snapshot] = []
         async with self._desk.store.write() as tx:
-            snapshot = await find_snapshot(tx, text)
+            snapshot = await find_own_snapshot(tx, text)
             check_not_template(snapshot)
             if snapshot.tag == tag:
                 return snapshot
-            holder = await snapshots.by_tag(tx, tag)
+            holder = await snapshots.by_tag(tx, snapshot.tenant, tag)
             if not force:
                 if snapshot.tag:
                     raise NotPossibleNow(
@@ -40,6 +43,8 @@ class Tags:
                         f"replace it with --force"
                     )
                 await check_tag_is_free(tx, tag)
+            if snapshot.kind is not SnapshotKind.KEPT:
+                await admit(tx, Usage(snapshots=1))
             if holder is not None:
                 holder = replace(holder, tag="")
                 changed.append(holder)
@@ -57,7 +62,7 @@ class Tags:
     async def _remove(self, tag: str) -> Snapshot:
         await self._desk.reconciler.ensure_reachable()
         async with self._desk.store.write() as tx:
-            snapshot = await find_snapshot(tx, tag)
+            snapshot = await find_own_snapshot(tx, tag)
             check_not_template(snapshot)
             if snapshot.tag != tag:
                 called = f"snapshot {snapshot.id} is tagged «{snapshot.tag}»" if snapshot.tag else "it has none"
@@ -84,9 +89,10 @@ def check_not_template(snapshot: Snapshot) -> None:
 
 
 async def check_tag_is_free(tx: AsyncConnection, tag: str) -> None:
-    """Raises AlreadyExists where a snapshot has the tag, or is being taken with it."""
+    """Raises AlreadyExists where a snapshot of the asking tenant has the tag, or is being taken with it."""
     if not tag:
         return
-    pending = (i.arguments.get("tag") for i in await intents.unfinished(tx) if i.kind is IntentKind.SNAPSHOT)
-    if tag in pending or await snapshots.tag_is_taken(tx, tag):
+    tenant = principal().tenant
+    unfinished = [i for i in await intents.unfinished(tx) if i.tenant == tenant and i.kind is IntentKind.SNAPSHOT]
+    if tag in (i.arguments.get("tag") for i in unfinished) or await snapshots.tag_is_taken(tx, tenant, tag):
         raise AlreadyExists("snapshot", tag)

@@ -6,12 +6,17 @@ end also when the run that asked for it is left: the next one has use for it.
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.desk import Desk, known_parent
-from forkypig.controller.store import events, intents, snapshots
+from forkypig.controller.principal import principal
+from forkypig.controller.store import events, images, intents, snapshots
 from forkypig.core.intents import IntentKind, IntentStatus
 from forkypig.errors import ForkyError
 from forkypig.model import Image, Progress, Shape, Snapshot, SnapshotKind, new_snapshot_id
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.v1 import host_pb2
 
 ShowProgress = Callable[[Progress], None]
@@ -47,24 +52,34 @@ class Templates:
     async def _make(self, image: Image, shape: Shape) -> Snapshot:
         desk = self._desk
         snapshot_id = new_snapshot_id()
+        await desk.admission.refresh()
+        desk.admission.admit(shape, 1, boots=True)
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
+                tenant = await self._owner(tx, image)
                 await snapshots.unset_template(tx, image.id, shape)  # one of another QEMU
-                intent = await intents.add(tx, IntentKind.TEMPLATE, snapshot=snapshot_id, image=image.id)
+                intent = await intents.add(tx, IntentKind.TEMPLATE, snapshot=snapshot_id, tenant=tenant, image=image.id)
                 flight.take(intent)
             try:
-                made = await desk.host.make_template(snapshot_id, image.id, shape)
+                made = await desk.host.make_template(snapshot_id, image.id, shape, tenant)
                 async with desk.store.write() as tx:
-                    made = await known_parent(tx, made)
+                    made = replace(await known_parent(tx, made), tenant=tenant)
                     await snapshots.save(tx, [made])
                     await snapshots.set_template(tx, made)
                     await intents.end(tx, intent, IntentStatus.DONE)
-                    await events.add(tx, "snapshot.created", made.id, f"template of {image.name}")
+                    words = f"template of {image.name}"
+                    await events.add(tx, "snapshot.created", made.id, words, tenant=tenant)
             except ForkyError as error:
                 await desk.undo(flight, error)
                 raise
         desk.reconciler.collect.set()
         return made
+
+    async def _owner(self, tx: AsyncConnection, image: Image) -> str:
+        """Whose the template is. That of everybody's image holds nobody's data and is used by all tenants; to be
+        listed and removed it is the default tenant's."""
+        owners = await images.owned_by(tx, image.id)
+        return principal().tenant if principal().tenant in owners else DEFAULT_TENANT
 
     async def drop(self, template: Snapshot) -> None:
         """It can't be used: it is an ordinary snapshot now, and the next `get` makes another."""

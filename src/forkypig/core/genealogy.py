@@ -19,13 +19,16 @@ class Standing:
     def __bool__(self) -> bool:
         return bool(self.machines or self.snapshots)
 
-    def sentence(self) -> str:
-        """Who it is, in words: "machines web, web-1 and 4 more, and snapshot s-…"."""
+    def sentence(self, tenant: str) -> str:
+        """Who it is, in words for a tenant: "machines web, web-1 and 4 more, and snapshot s-…". Others' things are
+        counted, not named."""
         parts = []
-        if self.machines:
-            parts.append(_enumerate("machine", [m.name for m in self.machines]))
-        if self.snapshots:
-            parts.append(_enumerate("snapshot", [s.tag or s.id for s in self.snapshots]))
+        if own := [m.name for m in self.machines if m.tenant == tenant]:
+            parts.append(_enumerate("machine", own))
+        if own := [s.tag or s.id for s in self.snapshots if s.tenant == tenant]:
+            parts.append(_enumerate("snapshot", own))
+        if others := sum(m.tenant != tenant for m in self.machines) + sum(s.tenant != tenant for s in self.snapshots):
+            parts.append(f"{others} {'things' if others > 1 else 'thing'} of other tenants")
         return " and ".join(parts)
 
 

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any
 
 from forkypig.model import MachineId, SnapshotId
+from forkypig.model.access import DEFAULT_TENANT
 
 
 class IntentKind(Enum):
@@ -34,6 +35,7 @@ class Intent:
     machines: tuple[MachineId, ...] = ()
     snapshot: SnapshotId | None = None
     source: MachineId | None = None
+    tenant: str = DEFAULT_TENANT  # who asked for it
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
     owner: int | None = None  # the fencing number of the controller at it, where several share a database
 

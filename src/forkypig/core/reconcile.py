@@ -128,7 +128,7 @@ def _succeeded(intent: Intent, seen: Seen) -> bool:
 
 def _compare_snapshots(records: Records, seen: Seen, made: Plan, busy: set[str], kept_as_fork: set[SnapshotId]) -> None:
     removing = set(made.remove_snapshots)
-    tags = {s.tag for s in records.snapshots.values() if s.tag}
+    tags = {(s.tenant, s.tag) for s in records.snapshots.values() if s.tag}
     template_keys = set(records.template_keys)
     for snapshot in parents_first(seen.snapshots):
         if snapshot.id in busy or snapshot.id in removing:
@@ -136,9 +136,16 @@ def _compare_snapshots(records: Records, seen: Seen, made: Plan, busy: set[str],
         parent = snapshot.parent if snapshot.parent in records.snapshots or snapshot.parent in seen.snapshots else None
         row = records.snapshots.get(snapshot.id)
         if row is not None:
-            # The host measures; kind, tag, message and descent are the controller's.
+            # The host measures; kind, tag, message, descent and tenant are the controller's. Of two splits of one
+            # machine the later may be written down first, before its parent is known.
             current = replace(
-                snapshot, kind=row.kind, tag=row.tag, message=row.message, parent=row.parent, machine=row.machine
+                snapshot,
+                kind=row.kind,
+                tag=row.tag,
+                message=row.message,
+                parent=row.parent or parent,
+                machine=row.machine,
+                tenant=row.tenant,
             )
             if current != row:
                 made.record_snapshots.append(current)
@@ -148,8 +155,8 @@ def _compare_snapshots(records: Records, seen: Seen, made: Plan, busy: set[str],
             made.templates.append(snapshot.id)
         elif snapshot.kind is SnapshotKind.TEMPLATE or snapshot.id in kept_as_fork or snapshot.id in records.undone:
             snapshot = replace(snapshot, kind=SnapshotKind.FORK, tag="")
-        tag = snapshot.tag if snapshot.tag not in tags else ""
-        tags.add(tag)
+        tag = snapshot.tag if (snapshot.tenant, snapshot.tag) not in tags else ""
+        tags.add((snapshot.tenant, tag))
         made.record_snapshots.append(replace(snapshot, tag=tag, parent=parent))
     made.forget_snapshots += [
         s for s in records.snapshots if s not in seen.snapshots and s not in busy and s not in removing
@@ -171,15 +178,15 @@ def _compare_machines(records: Records, seen: Seen, made: Plan, busy: set[str], 
             continue  # the host says so for a moment only (CREATING: a start), and tells what comes after
         elif (current := merge(row, here, known)) != row:
             made.record_machines.append(current)
-    taken = {m.name for m in records.machines.values()}
+    taken = {(m.tenant, m.name) for m in records.machines.values()}
     for here in seen.machines.values():
         if here.id in records.machines or here.id in busy or here.id in removing:
             continue
         if here.id in unwanted:
             made.remove_machines.append(here.id)
         elif here.state not in (MachineState.CREATING, MachineState.REMOVING):
-            name = free_name(here.name or here.id, taken)
-            taken.add(name)
+            name = free_name(here.name or here.id, {name for tenant, name in taken if tenant == here.tenant})
+            taken.add((here.tenant, name))
             snapshot = here.snapshot if here.snapshot in known else None
             made.record_machines.append(replace(here, name=name, snapshot=snapshot, operation=""))
 

@@ -32,6 +32,8 @@ class Settings(HomePaths, BaseSettings):
     shells: int = 1  # kept ready per template and shape
     pack_after_s: float = 20.0  # a fork's snapshot is packed this long after it; one that is kept, at once
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
+    overcommit: float = 16.0  # a new machine is reckoned at this fraction of its memory, and at what it takes at least
+    hibernate_idle_s: float = 0.0  # under memory pressure, machines idle for as long are hibernated; 0: none is
     log_level: str = "info"
 
     @property

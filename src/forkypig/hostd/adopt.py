@@ -50,9 +50,18 @@ async def adopt(host: "Host") -> None:
     coming_back = [(live, last_durable(host, live)) for live in host.machines.values() if _is_to_come_back(live)]
     await _end_strangers(host, running)
     await host.network.sweep(host.machines.values())
+    await _merge(host)
     await asyncio.to_thread(host.groups.sweep, {live.id for live in host.machines.values() if live.process is not None})
     if coming_back:
         host.spawn(come_back(host, coming_back), "come-back")
+
+
+async def _merge(host: "Host") -> None:
+    """KSM is as it was to be; what a hostd that died did not come to is done now."""
+    try:
+        await asyncio.to_thread(host.ksm.begin)
+    except ForkyError as error:
+        log.error("KSM stays off", error=str(error))
 
 
 async def _finish_split(

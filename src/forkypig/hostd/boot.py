@@ -43,7 +43,13 @@ BOOT_TIMEOUT_S = 180.0
 
 
 async def boot_machine(
-    host: "Host", machine_id: MachineId, name: str, image: ImageId, shape: Shape, config: MachineConfig
+    host: "Host",
+    machine_id: MachineId,
+    name: str,
+    image: ImageId,
+    shape: Shape,
+    config: MachineConfig,
+    tenant: str,
 ) -> Machine:
     """Boots a machine from an image; returns when its agent has answered."""
     hardware = host.hardware()
@@ -63,6 +69,7 @@ async def boot_machine(
                 accelerator_reason=host.accelerator_reason,
                 created_us=now_us(),
                 config=config,
+                tenant=tenant,
             ),
             hardware=hardware,
             process_id=parts.process_id,
@@ -113,6 +120,7 @@ async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
             undo.push_async_callback(host.network.release, shell.slot)
         elif was is not None:
             was.switch(parts.process_id)
+        await host.network.join(shell.slot, live.tenant)
         if was is None:  # else it is as it was before the stop
             await host.network.configure(shell.slot, shell.process, None, machine.config)
         await host.limit(live, shell.process)
@@ -181,7 +189,7 @@ async def greet(name: str, shell: Shell, identity: Identity | None) -> GuestChan
     return channel
 
 
-async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, shape: Shape) -> Snapshot:
+async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, shape: Shape, tenant: str) -> Snapshot:
     """Boots an image and freezes it, once its agent has answered, as a template. No machine is left of it."""
     if snapshot_id in host.snapshots:
         return host.snapshots[snapshot_id].snapshot
@@ -202,6 +210,7 @@ async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, s
         size_bytes = shape.memory_mib << 20
         address = await asyncio.to_thread(memory.address, process.pid, None, size_bytes)
         record = _template_record(host, snapshot_id, image, shape, hardware, parts, address)
+        record = replace(record, snapshot=replace(record.snapshot, tenant=tenant))
         await host.pager.reserve(snapshot_id, size_bytes, None, process.pid, address)
         undo.push_async_callback(host.forget_memory, snapshot_id)
         await split.stop(process)

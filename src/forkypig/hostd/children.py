@@ -20,6 +20,7 @@ from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.records import MachineRecord, SnapshotRecord
 from forkypig.hostd.shells import Shell
 from forkypig.model import Child, ForkOptions, Machine, MachineConfig, MachineId, MachineState, SnapshotKind
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.qemu import split
 from forkypig.qemu.process import last_words
 
@@ -44,6 +45,7 @@ class NewChild:
     id: MachineId
     name: str
     config: MachineConfig = MachineConfig()
+    tenant: str = DEFAULT_TENANT
 
 
 def check_forgettable(variables: tuple[str, ...] = (), files: tuple[str, ...] = ()) -> None:
@@ -88,11 +90,12 @@ def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachi
                 image=record.snapshot.image,
                 shape=record.snapshot.shape,
                 snapshot=record.snapshot.id,
-                parent=record.snapshot.machine,
+                parent=record.snapshot.machine if record.snapshot.tenant == child.tenant else None,
                 accelerator=record.hardware.accelerator,
                 accelerator_reason=host.accelerator_reason,
                 created_us=now_us(),
                 config=child.config,
+                tenant=child.tenant,
             ),
             hardware=record.hardware,
             process_id="",
@@ -121,6 +124,7 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
                 shell_ms=_ms(started, time.perf_counter()),
             )
             faults.reach("child-network")
+            await host.network.join(shell.slot, live.tenant)
             await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
             joining = asyncio.create_task(_join(host, live, shell, options))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})

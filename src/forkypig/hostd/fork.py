@@ -262,6 +262,7 @@ def snapshot_record(
             accelerator=hardware.accelerator,
             cpu_model=hardware.cpu_model,
             created_us=now_us(),
+            tenant=live.record.machine.tenant,
         ),
         phase=SnapshotPhase.SPLITTING,
         hardware=hardware,

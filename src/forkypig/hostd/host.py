@@ -22,6 +22,7 @@ from forkypig.hostd import full_disk
 from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.folding import Folding
+from forkypig.hostd.ksm import Ksm
 from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.needs import Here, check_loadable
 from forkypig.hostd.network import HostNetwork, give_up, instance_of
@@ -72,6 +73,7 @@ class Host:
         self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
         self.packing_turn = asyncio.Lock()
         self.folding = Folding(self)
+        self.ksm = Ksm(settings.home / "ksm.json")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._operations: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[Machine]] = set()
@@ -211,6 +213,8 @@ class Host:
         self.spawn(full_disk.watch(self, live, process), f"full-disk-{live.id}")
         if process.ended.is_set():
             process.on_end()
+        if self.ksm.is_on(live.tenant):
+            self.spawn(self.ksm.apply(live), f"ksm-{live.id}")
         if not self.folding.is_straight(live):  # it was started before what it stands on was packed
             self.folding.soon()
 
@@ -280,10 +284,11 @@ class Host:
 
     # -- what the name server asks -------------------------------------------------------------------------------
 
-    def address_of(self, name: str) -> IPv4Address | None:
-        """Where the machine of this name is reached."""
+    def address_of(self, name: str, asker: IPv4Address) -> IPv4Address | None:
+        """Where the machine of this name is reached, among those of the tenant that the asking machine is of."""
+        asking = self._at(asker)
         for live in self.machines.values():
-            if live.name == name and live.slot is not None:
+            if live.name == name and live.slot is not None and asking is not None and live.tenant == asking.tenant:
                 return live.slot.address
         return None
 
@@ -293,10 +298,10 @@ class Host:
                 return live
         return None
 
-    def name_of(self, address: IPv4Address) -> str | None:
-        """The name of the machine at this address."""
-        live = self._at(address)
-        return live.name if live is not None else None
+    def name_of(self, address: IPv4Address, asker: IPv4Address) -> str | None:
+        """The name of the machine at this address, if it is of the asking machine's tenant."""
+        live, asking = self._at(address), self._at(asker)
+        return live.name if live is not None and asking is not None and live.tenant == asking.tenant else None
 
     def policy_of(self, address: IPv4Address) -> NetworkPolicy | None:
         """What the machine at this address may do."""

@@ -52,6 +52,10 @@ class LiveMachine:
         return self.record.machine.name
 
     @property
+    def tenant(self) -> str:
+        return self.record.machine.tenant
+
+    @property
     def state(self) -> MachineState:
         return self.record.machine.state
 

@@ -7,7 +7,7 @@ The user-mode network takes no privileges and can do less (docs/network.md). Wha
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import structlog
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, InvalidRequest, NotFound, NotPossibleNow, ResourceExhausted
 from forkypig.model import MachineConfig, NetworkMode, NetworkPolicy, PortForward
+from forkypig.net.apart import Apart
 from forkypig.net.config import NetworkConfig
 from forkypig.net.doctor import missing
 from forkypig.net.fabric import Fabric
@@ -46,6 +47,7 @@ class HostNetwork:
         self.reason = ""
         self.fabric: Fabric | None = None
         self._names: NameServer | None = None
+        self._apart: Apart | None = None
 
     async def open(self, host: "Host") -> None:
         """Chooses the kind and sets up what it needs; takes up what is there already. Raises InvalidRequest for
@@ -64,6 +66,7 @@ class HostNetwork:
         fabric = Fabric(config)
         await fabric.open()
         self.kind, self.fabric = NAT, fabric
+        self._apart = Apart(config.table, config.link_prefix)
         self.reason = f"{'asked for' if wanted == NAT else 'auto'}: bridge {config.bridge}, subnet {fabric.subnet}"
         names = NameServer(config, host.address_of, policy_of=host.policy_of, name_of=host.name_of)
         try:
@@ -135,6 +138,11 @@ class HostNetwork:
             return None
         return slot
 
+    async def join(self, slot: Slot | None, tenant: str) -> None:
+        """Before a machine runs in there: it reaches those of its tenant, and nobody else's. Raises NotPossibleNow."""
+        if slot is not None and self._apart is not None:
+            await self._apart.join(slot.address, tenant)
+
     async def hand_over(self, config: MachineConfig, old: "Process", new: "Process") -> None:
         """Before a split's pause: published ports of the user-mode network go from one process to the other."""
         if self.kind == USER and config.ports:
@@ -162,11 +170,16 @@ class HostNetwork:
         except NotPossibleNow as error:
             log.error("a machine is cut off from its network", machine=live.id, error=str(error))
 
-    async def sweep(self, machines: Iterable["LiveMachine"]) -> None:
+    async def sweep(self, machines: Collection["LiveMachine"]) -> None:
         """After adoption: what belongs to none of the machines goes (slots of shells, mostly)."""
         if self.fabric is None:
             return
         await self.fabric.sweep({live.slot.name for live in machines if live.slot is not None})
+        if self._apart is not None:
+            try:
+                await self._apart.all_are({m.slot.address: m.tenant for m in machines if m.slot is not None})
+            except ForkyError as error:  # what an earlier hostd said is in force
+                log.error("tenants' networks are not kept apart anew", error=str(error))
         for live in machines:
             if live.slot is None:
                 continue

@@ -150,6 +150,7 @@ async def _connect(host: "Host", live: LiveMachine, shell: Shell, undo: contextl
         undo.push_async_callback(host.network.hand_back, config, old, shell.process)
         await host.network.hand_over(config, old, shell.process)
     else:
+        await host.network.join(shell.slot, live.tenant)
         await host.network.configure(shell.slot, shell.process, None, config)
 
 

@@ -24,6 +24,7 @@ from forkypig.hostd import (
     hibernation,
     lifecycle,
     packing,
+    pressure,
     restore,
     shutdown,
 )
@@ -34,6 +35,7 @@ from forkypig.hostd.host import Host
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images import debian
 from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.ids import check_id
 from forkypig.v1 import common_pb2 as pb
 from forkypig.v1 import host_pb2 as host_pb
@@ -95,6 +97,40 @@ class HostServicer(host_pb2_grpc.HostServicer):
         return status
 
     @answered
+    async def GetPressure(self, request: pb.Empty, context: _Context) -> host_pb.HostPressure:
+        pids = {live.id: live.process.pid for live in self._host.machines.values() if live.process is not None}
+        now = await asyncio.to_thread(pressure.measure)
+        used = await asyncio.to_thread(pressure.cpu_seconds, pids)
+        return host_pb.HostPressure(
+            memory_total_mib=now.total_mib,
+            memory_available_mib=now.available_mib,
+            some_percent=now.some_percent,
+            full_percent=now.full_percent,
+            machines=[host_pb.MachineActivity(machine=machine, cpu_s=cpu_s) for machine, cpu_s in used.items()],
+        )
+
+    def _ksm(self) -> pb.KsmStatus:
+        pids = [live.process.pid for live in self._host.machines.values() if live.process is not None]
+        saving = self._host.ksm.saving(pids)
+        return pb.KsmStatus(
+            running=saving.running,
+            tenants=saving.tenants,
+            merged_bytes=saving.merged_bytes,
+            profit_bytes=saving.profit_bytes,
+            full_scans=saving.full_scans,
+        )
+
+    @answered
+    async def GetKsm(self, request: pb.Empty, context: _Context) -> pb.KsmStatus:
+        return await asyncio.to_thread(self._ksm)
+
+    @answered
+    async def SetKsm(self, request: host_pb.HostSetKsmRequest, context: _Context) -> pb.KsmStatus:
+        work = self._host.ksm.set(list(request.tenants), self._host.machines.values())
+        await self._to_the_end("ksm", work)
+        return await asyncio.to_thread(self._ksm)
+
+    @answered
     async def Doctor(self, request: pb.Empty, context: _Context) -> host_pb.HostDoctorResponse:
         checks = await doctor.checks(self._host.settings, self._host.build_if_any, self._host.accelerator_if_any)
         return host_pb.HostDoctorResponse(
@@ -123,6 +159,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
             ImageId(check_id(request.image)),
             convert.shape_from_wire(request.shape),
             config_from_wire(request.config),
+            request.tenant or DEFAULT_TENANT,
         )
         return convert.machine_to_wire(await self._to_the_end(f"boot-{machine}", work))
 
@@ -130,7 +167,11 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def MakeTemplate(self, request: host_pb.MakeTemplateRequest, context: _Context) -> pb.Snapshot:
         snapshot = SnapshotId(check_id(request.snapshot))
         work = boot.make_template(
-            self._host, snapshot, ImageId(check_id(request.image)), convert.shape_from_wire(request.shape)
+            self._host,
+            snapshot,
+            ImageId(check_id(request.image)),
+            convert.shape_from_wire(request.shape),
+            request.tenant or DEFAULT_TENANT,
         )
         return convert.snapshot_to_wire(await self._to_the_end(f"template-{snapshot}", work))
 
@@ -273,7 +314,8 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def LabelSnapshot(self, request: host_pb.HostLabelSnapshotRequest, context: _Context) -> pb.Snapshot:
         record = self._host.snapshot(check_id(request.snapshot))
         kind = convert.kind_from_wire(request.kind)
-        labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message)
+        tenant = request.tenant or DEFAULT_TENANT
+        labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message, tenant=tenant)
         self._host.save_snapshot(replace(record, snapshot=labelled))
         return convert.snapshot_to_wire(labelled)
 
@@ -353,7 +395,12 @@ def _own_disk_bytes(record: SnapshotRecord) -> int:
 
 def _children(messages: Iterable[host_pb.NewChild]) -> list[NewChild]:
     found = [
-        NewChild(MachineId(check_id(m.machine)), check_name("machine", m.name), config_from_wire(m.config))
+        NewChild(
+            MachineId(check_id(m.machine)),
+            check_name("machine", m.name),
+            config_from_wire(m.config),
+            m.tenant or DEFAULT_TENANT,
+        )
         for m in messages
     ]
     if len({child.id for child in found}) != len(found):

@@ -45,6 +45,7 @@ async def shut_down(host: "Host") -> AsyncIterator[Progress]:
     if not failures:
         await host.network.close(remove=True)
         await asyncio.to_thread(host.groups.remove_all)
+        await asyncio.to_thread(host.ksm.put_back)
     if failures:
         host.ending = False
         raise NotPossibleNow(

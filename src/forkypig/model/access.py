@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 DEFAULT_TENANT = "default"
+EVERY_TENANT = "*"  # whom a snapshot may be shared with; no tenant is called so
 
 
 class Role(Enum):

@@ -4,6 +4,7 @@ since the Unix epoch."""
 from dataclasses import dataclass, field
 from enum import Enum
 
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.config import MachineConfig
 from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 
@@ -59,6 +60,7 @@ class Machine:
     operation: str = ""  # what is being done to it now
     config: MachineConfig = MachineConfig()
     pool: PoolId | None = None  # it waits there to be acquired, and is nobody's until then
+    tenant: str = DEFAULT_TENANT  # whose it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,8 @@ class Snapshot:
     own_disk_bytes: int = 0  # what its machine wrote since the parent snapshot
     settled: bool = False  # True: memory in a file, False: in a frozen process
     created_us: int = 0
+    tenant: str = DEFAULT_TENANT  # whose it is
+    shared_with: tuple[str, ...] = ()  # tenants that may start machines from it; EVERY_TENANT: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,11 @@ class NetworkConfig:
         """The host's end of a slot's cable: at most 15 bytes, and no other instance's."""
         return f"fk{hashlib.blake2s(self.instance.encode(), digest_size=3).hexdigest()}-{index}"
 
+    @property
+    def link_prefix(self) -> str:
+        """What the names of all these begin with."""
+        return self.link_name(0)[:-1]
+
     def link_index(self, name: str) -> int | None:
         """The reverse; None for what is none of this instance's."""
         _, _, index = name.partition("-")

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from forkypig.errors import InvalidRequest, NotPossibleNow
-from forkypig.net import links, nftables, rules, sysctl
+from forkypig.net import apart, links, nftables, rules, sysctl
 from forkypig.net.config import Claim, NetworkConfig, choose_subnet, link_mac
 from forkypig.net.links import Link
 from forkypig.net.netlink import NetlinkError, NetlinkSocket
@@ -63,6 +63,7 @@ def clear(config: NetworkConfig) -> None:
                 netlink.request(links.remove_link(link.index))
         others = any(link.alias.startswith(ALIAS_PREFIX) for link in links.links(netlink))
     nftables.load(f"add table inet {config.table}\ndelete table inet {config.table}\n")
+    apart.remove(config.table)
     _forward_back(config.state, keep=others)
 
 

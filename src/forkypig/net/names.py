@@ -47,12 +47,13 @@ class NameServer:
     def __init__(
         self,
         config: NetworkConfig,
-        resolve: Callable[[str], IPv4Address | None],
+        resolve: Callable[[str, IPv4Address], IPv4Address | None],
         *,
         policy_of: Callable[[IPv4Address], NetworkPolicy | None],
-        name_of: Callable[[IPv4Address], str | None],
+        name_of: Callable[[IPv4Address, IPv4Address], str | None],
     ) -> None:
-        """`resolve` and `name_of` know the machines, `policy_of` what the machine with an address may do."""
+        """`resolve` and `name_of` know the machines that whoever asks, from the second address, may know; `policy_of`
+        what the machine with an address may do."""
         self._resolve, self._policy_of, self._name_of = resolve, policy_of, name_of
         self._upstream = Upstream(config.nameservers)
         self._subnet = IPv4Network("0.0.0.0/32")
@@ -155,28 +156,31 @@ class NameServer:
         if question.rdclass != dns.rdataclass.IN:
             return _reply(query, dns.rcode.REFUSED)
         if question.name.is_subdomain(ZONE):
-            return self._answer_name(query, question)
+            return self._answer_name(query, question, IPv4Address(peer))
         if (address := _reverse(question.name)) is not None and address in self._subnet:
-            return self._answer_address(query, question, address)
+            return self._answer_address(query, question, address, IPv4Address(peer))
         policy = self._policy_of(IPv4Address(peer))
         # A question carries what its name says to whoever answers it: a way out like any other.
         if policy is None or policy.mode is not NetworkMode.NAT or policy.egress.denied:
             return _reply(query, dns.rcode.REFUSED)
         return await self._upstream.ask(data, tcp=tcp) or _reply(query, dns.rcode.SERVFAIL)
 
-    def _answer_name(self, query: dns.message.Message, question: dns.rrset.RRset) -> bytes:
+    def _answer_name(self, query: dns.message.Message, question: dns.rrset.RRset, peer: IPv4Address) -> bytes:
         labels = question.name.relativize(ZONE).labels
         if not labels:
             return _reply(query, dns.rcode.NOERROR)
-        address = self._resolve(labels[0].decode("ascii", "replace").lower()) if len(labels) == 1 else None
+        name = labels[0].decode("ascii", "replace").lower()
+        address = self._resolve(name, peer) if len(labels) == 1 else None
         if address is None:
             return _reply(query, dns.rcode.NXDOMAIN)
         if question.rdtype not in {dns.rdatatype.A, dns.rdatatype.ANY}:
             return _reply(query, dns.rcode.NOERROR)
         return _reply(query, dns.rcode.NOERROR, dns.rrset.from_text(question.name, TTL_S, "IN", "A", str(address)))
 
-    def _answer_address(self, query: dns.message.Message, question: dns.rrset.RRset, address: IPv4Address) -> bytes:
-        name = self._name_of(address)
+    def _answer_address(
+        self, query: dns.message.Message, question: dns.rrset.RRset, address: IPv4Address, peer: IPv4Address
+    ) -> bytes:
+        name = self._name_of(address, peer)
         if name is None:
             return _reply(query, dns.rcode.NXDOMAIN)
         if question.rdtype not in {dns.rdatatype.PTR, dns.rdatatype.ANY}:

@@ -45,9 +45,7 @@ class PublishedPorts:
         check(forward)
         for there, target in self._published.items():
             if _same_port(there, forward) and (target, there.guest_port) != (address, forward.guest_port):
-                raise NotPossibleNow(
-                    f"{_port(forward)} is published already, for the machine at {target}: choose another"
-                )
+                raise NotPossibleNow(f"{_port(forward)} is published already, for a machine: choose another")
         if forward not in self._reserved:
             self._reserved[forward] = _reserve(forward)
         try:

@@ -5,6 +5,7 @@ async with Forky() as forky:
     children = (await web.fork(3)).children
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,12 @@ from forkypig.sdk.machine import UNCHANGED, Fork, Machine
 from forkypig.sdk.pools import Pooling
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.sdk.store import Storing
+from forkypig.sdk.tenants import Tenancy
 from forkypig.v1 import common_pb2, controller_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
 from forkypig.wire.config import change_to_wire, options_to_wire
+from forkypig.wire.metadata import with_metadata
 
 if TYPE_CHECKING:
     from forkypig.v1.controller_pb2_grpc import ControllerAsyncStub
@@ -35,7 +38,7 @@ _PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing, Pooling):
+class Forky(Storing, Tenancy, Pooling):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(
@@ -59,7 +62,8 @@ class Forky(Storing, Pooling):
             await local.up(self.place, self._on_progress)
         elif not self.socket.exists():
             raise errors.HostUnreachable(f"nothing runs in {self.place.home}: start it with `forky up`")
-        self._channel = open_channel(self.socket)
+        tenant = os.environ.get("FORKY_TENANT", "")
+        self._channel = with_metadata(open_channel(self.socket), [("forky-tenant", tenant)] if tenant else [])
         self._stub = controller_pb2_grpc.ControllerStub(self._channel)
         return self
 

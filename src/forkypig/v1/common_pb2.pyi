@@ -196,6 +196,7 @@ class Machine(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     IMAGE_NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"m-…" """
     name: _builtins.str
@@ -220,6 +221,8 @@ class Machine(_message.Message):
     operation: _builtins.str
     """what is being done to it now ("forking"); empty when idle"""
     image_name: _builtins.str
+    tenant: _builtins.str
+    """whose it is; empty: "default" """
     @_builtins.property
     def shape(self) -> Global___Shape: ...
     @_builtins.property
@@ -243,10 +246,11 @@ class Machine(_message.Message):
         operation: _builtins.str = ...,
         image_name: _builtins.str = ...,
         config: Global___MachineConfig | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -521,6 +525,8 @@ class Snapshot(_message.Message):
     CREATED_US_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     OWN_DISK_BYTES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SHARED_WITH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"s-…" """
     tag: _builtins.str
@@ -547,8 +553,14 @@ class Snapshot(_message.Message):
     """what whoever took it said about it"""
     own_disk_bytes: _builtins.int
     """what its machine wrote since the parent snapshot"""
+    tenant: _builtins.str
+    """whose it is; empty: "default" """
     @_builtins.property
     def shape(self) -> Global___Shape: ...
+    @_builtins.property
+    def shared_with(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tenants that may start machines from it; "*": all"""
+
     def __init__(
         self,
         *,
@@ -569,10 +581,12 @@ class Snapshot(_message.Message):
         created_us: _builtins.int = ...,
         message: _builtins.str = ...,
         own_disk_bytes: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        shared_with: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "settled", b"settled", "shape", b"shape", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "settled", b"settled", "shape", b"shape", "shared_with", b"shared_with", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -922,6 +936,45 @@ class Daemon(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Daemon: _TypeAlias = Daemon  # noqa: Y015
+
+@_typing.final
+class KsmStatus(_message.Message):
+    """Kernel samepage merging."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    MERGED_BYTES_FIELD_NUMBER: _builtins.int
+    PROFIT_BYTES_FIELD_NUMBER: _builtins.int
+    FULL_SCANS_FIELD_NUMBER: _builtins.int
+    running: _builtins.bool
+    """on the host, for whomever"""
+    merged_bytes: _builtins.int
+    """of our machines' memory, in pages that others have too"""
+    profit_bytes: _builtins.int
+    """of the whole host, less what KSM takes itself"""
+    full_scans: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose machines it is for"""
+
+    def __init__(
+        self,
+        *,
+        running: _builtins.bool = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        merged_bytes: _builtins.int = ...,
+        profit_bytes: _builtins.int = ...,
+        full_scans: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_scans", b"full_scans", "merged_bytes", b"merged_bytes", "profit_bytes", b"profit_bytes", "running", b"running", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KsmStatus: _TypeAlias = KsmStatus  # noqa: Y015
 
 @_typing.final
 class Check(_message.Message):

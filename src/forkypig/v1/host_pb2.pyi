@@ -104,6 +104,84 @@ class HostStatus(_message.Message):
 Global___HostStatus: _TypeAlias = HostStatus  # noqa: Y015
 
 @_typing.final
+class HostSetKsmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostSetKsmRequest: _TypeAlias = HostSetKsmRequest  # noqa: Y015
+
+@_typing.final
+class HostPressure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_TOTAL_MIB_FIELD_NUMBER: _builtins.int
+    MEMORY_AVAILABLE_MIB_FIELD_NUMBER: _builtins.int
+    SOME_PERCENT_FIELD_NUMBER: _builtins.int
+    FULL_PERCENT_FIELD_NUMBER: _builtins.int
+    MACHINES_FIELD_NUMBER: _builtins.int
+    memory_total_mib: _builtins.int
+    memory_available_mib: _builtins.int
+    """measured; 0: not known"""
+    some_percent: _builtins.float
+    """of the last 10 s, in which something waited for memory (PSI)"""
+    full_percent: _builtins.float
+    """in which everything did"""
+    @_builtins.property
+    def machines(self) -> _containers.RepeatedCompositeFieldContainer[Global___MachineActivity]: ...
+    def __init__(
+        self,
+        *,
+        memory_total_mib: _builtins.int = ...,
+        memory_available_mib: _builtins.int = ...,
+        some_percent: _builtins.float = ...,
+        full_percent: _builtins.float = ...,
+        machines: _abc.Iterable[Global___MachineActivity] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_percent", b"full_percent", "machines", b"machines", "memory_available_mib", b"memory_available_mib", "memory_total_mib", b"memory_total_mib", "some_percent", b"some_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostPressure: _TypeAlias = HostPressure  # noqa: Y015
+
+@_typing.final
+class MachineActivity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CPU_S_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    cpu_s: _builtins.float
+    """that its QEMU has used"""
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        cpu_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_s", b"cpu_s", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineActivity: _TypeAlias = MachineActivity  # noqa: Y015
+
+@_typing.final
 class HostDoctorResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -132,9 +210,11 @@ class BootMachineRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     name: _builtins.str
     image: _builtins.str
+    tenant: _builtins.str
     @_builtins.property
     def shape(self) -> _common_pb2.Shape: ...
     @_builtins.property
@@ -147,10 +227,11 @@ class BootMachineRequest(_message.Message):
         image: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
         config: _common_pb2.MachineConfig | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "image", b"image", "machine", b"machine", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "image", b"image", "machine", b"machine", "name", b"name", "shape", b"shape", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,8 +244,10 @@ class MakeTemplateRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     image: _builtins.str
+    tenant: _builtins.str
     @_builtins.property
     def shape(self) -> _common_pb2.Shape: ...
     def __init__(
@@ -173,10 +256,11 @@ class MakeTemplateRequest(_message.Message):
         snapshot: _builtins.str = ...,
         image: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "shape", b"shape", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "shape", b"shape", "snapshot", b"snapshot", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,9 +313,11 @@ class NewChild(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     """the id it will have"""
     name: _builtins.str
+    tenant: _builtins.str
     @_builtins.property
     def config(self) -> _common_pb2.MachineConfig: ...
     def __init__(
@@ -240,10 +326,11 @@ class NewChild(_message.Message):
         machine: _builtins.str = ...,
         name: _builtins.str = ...,
         config: _common_pb2.MachineConfig | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "machine", b"machine", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "machine", b"machine", "name", b"name", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -420,10 +507,12 @@ class HostLabelSnapshotRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     kind: _common_pb2.SnapshotKind.ValueType
     tag: _builtins.str
     message: _builtins.str
+    tenant: _builtins.str
     def __init__(
         self,
         *,
@@ -431,10 +520,11 @@ class HostLabelSnapshotRequest(_message.Message):
         kind: _common_pb2.SnapshotKind.ValueType = ...,
         tag: _builtins.str = ...,
         message: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "snapshot", b"snapshot", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "snapshot", b"snapshot", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

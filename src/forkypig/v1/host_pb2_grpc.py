@@ -45,6 +45,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_host__pb2.HostDoctorResponse.FromString,
                 _registered_method=True)
+        self.GetPressure = channel.unary_unary(
+                '/forkypig.v1.Host/GetPressure',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_host__pb2.HostPressure.FromString,
+                _registered_method=True)
         self.BootMachine = channel.unary_unary(
                 '/forkypig.v1.Host/BootMachine',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.BootMachineRequest.SerializeToString,
@@ -155,6 +160,16 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Progress.FromString,
                 _registered_method=True)
+        self.GetKsm = channel.unary_unary(
+                '/forkypig.v1.Host/GetKsm',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+                _registered_method=True)
+        self.SetKsm = channel.unary_unary(
+                '/forkypig.v1.Host/SetKsm',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostSetKsmRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+                _registered_method=True)
         self.BuildImage = channel.unary_stream(
                 '/forkypig.v1.Host/BuildImage',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostBuildImageRequest.SerializeToString,
@@ -198,6 +213,13 @@ class HostServicer:
 
     def Doctor(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPressure(self, request, context):
+        """How little memory there is, and how much machines do: cheap, to be asked every few seconds.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -312,7 +334,7 @@ class HostServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LabelSnapshot(self, request, context):
-        """Its kind, tag and message are others now.
+        """Its kind, tag, message and tenant are others now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -338,6 +360,19 @@ class HostServicer:
 
     def Shutdown(self, request, context):
         """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKsm(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetKsm(self, request, context):
+        """KSM is for the machines of these tenants, and no others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -394,6 +429,11 @@ def add_HostServicer_to_server(servicer, server):
                     servicer.Doctor,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_host__pb2.HostDoctorResponse.SerializeToString,
+            ),
+            'GetPressure': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPressure,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=forkypig_dot_v1_dot_host__pb2.HostPressure.SerializeToString,
             ),
             'BootMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.BootMachine,
@@ -505,6 +545,16 @@ def add_HostServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Progress.SerializeToString,
             ),
+            'GetKsm': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKsm,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.SerializeToString,
+            ),
+            'SetKsm': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKsm,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostSetKsmRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.KsmStatus.SerializeToString,
+            ),
             'BuildImage': grpc.unary_stream_rpc_method_handler(
                     servicer.BuildImage,
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostBuildImageRequest.FromString,
@@ -590,6 +640,33 @@ class Host:
             '/forkypig.v1.Host/Doctor',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_host__pb2.HostDoctorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPressure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/GetPressure',
+            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_host__pb2.HostPressure.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1184,6 +1261,60 @@ class Host:
             '/forkypig.v1.Host/Shutdown',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKsm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/GetKsm',
+            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetKsm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/SetKsm',
+            forkypig_dot_v1_dot_host__pb2.HostSetKsmRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.KsmStatus.FromString,
             options,
             channel_credentials,
             insecure,

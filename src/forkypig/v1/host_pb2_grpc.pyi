@@ -36,6 +36,8 @@ class HostStub:
     def __new__(cls, channel: _aio.Channel) -> HostAsyncStub: ...
     GetHostStatus: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostStatus]
     Doctor: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostDoctorResponse]
+    GetPressure: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostPressure]
+    """How little memory there is, and how much machines do: cheap, to be asked every few seconds."""
     BootMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.BootMachineRequest, _common_pb2.Machine]
     """Boots a machine from an image, and answers when its agent does."""
     MakeTemplate: _grpc.UnaryUnaryMultiCallable[_host_pb2.MakeTemplateRequest, _common_pb2.Snapshot]
@@ -61,12 +63,15 @@ class HostStub:
     ReadConsole: _grpc.UnaryStreamMultiCallable[_host_pb2.HostReadConsoleRequest, _host_pb2.HostConsoleChunk]
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListSnapshotsResponse]
     LabelSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]
-    """Its kind, tag and message are others now."""
+    """Its kind, tag, message and tenant are others now."""
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]
     PackSnapshot: _grpc.UnaryStreamMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Progress]
     DiffMemory: _grpc.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]
     Shutdown: _grpc.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
+    GetKsm: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _common_pb2.KsmStatus]
+    SetKsm: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostSetKsmRequest, _common_pb2.KsmStatus]
+    """KSM is for the machines of these tenants, and no others."""
     BuildImage: _grpc.UnaryStreamMultiCallable[_host_pb2.HostBuildImageRequest, _host_pb2.HostBuildImageResponse]
     ListImages: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListImagesResponse]
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostUpdateImageRequest, _common_pb2.Image]
@@ -83,6 +88,8 @@ class HostAsyncStub(HostStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetHostStatus: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostStatus]  # type: ignore[assignment]
     Doctor: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostDoctorResponse]  # type: ignore[assignment]
+    GetPressure: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostPressure]  # type: ignore[assignment]
+    """How little memory there is, and how much machines do: cheap, to be asked every few seconds."""
     BootMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.BootMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     """Boots a machine from an image, and answers when its agent does."""
     MakeTemplate: _aio.UnaryUnaryMultiCallable[_host_pb2.MakeTemplateRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
@@ -108,12 +115,15 @@ class HostAsyncStub(HostStub):
     ReadConsole: _aio.UnaryStreamMultiCallable[_host_pb2.HostReadConsoleRequest, _host_pb2.HostConsoleChunk]  # type: ignore[assignment]
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListSnapshotsResponse]  # type: ignore[assignment]
     LabelSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostLabelSnapshotRequest, _common_pb2.Snapshot]  # type: ignore[assignment]
-    """Its kind, tag and message are others now."""
+    """Its kind, tag, message and tenant are others now."""
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Empty]  # type: ignore[assignment]
     PackSnapshot: _aio.UnaryStreamMultiCallable[_host_pb2.HostSnapshotRequest, _common_pb2.Progress]  # type: ignore[assignment]
     DiffMemory: _aio.UnaryStreamMultiCallable[_common_pb2.DiffMemoryRequest, _common_pb2.DiffMemoryResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryStreamMultiCallable[_common_pb2.Empty, _common_pb2.Progress]  # type: ignore[assignment]
     """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
+    GetKsm: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _common_pb2.KsmStatus]  # type: ignore[assignment]
+    SetKsm: _aio.UnaryUnaryMultiCallable[_host_pb2.HostSetKsmRequest, _common_pb2.KsmStatus]  # type: ignore[assignment]
+    """KSM is for the machines of these tenants, and no others."""
     BuildImage: _aio.UnaryStreamMultiCallable[_host_pb2.HostBuildImageRequest, _host_pb2.HostBuildImageResponse]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _host_pb2.HostListImagesResponse]  # type: ignore[assignment]
     UpdateImage: _aio.UnaryUnaryMultiCallable[_host_pb2.HostUpdateImageRequest, _common_pb2.Image]  # type: ignore[assignment]
@@ -139,6 +149,14 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _common_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.HostDoctorResponse, _abc.Awaitable[_host_pb2.HostDoctorResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPressure(
+        self,
+        request: _common_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.HostPressure, _abc.Awaitable[_host_pb2.HostPressure]]:
+        """How little memory there is, and how much machines do: cheap, to be asked every few seconds."""
 
     @_abc_1.abstractmethod
     def BootMachine(
@@ -272,7 +290,7 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.HostLabelSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Snapshot, _abc.Awaitable[_common_pb2.Snapshot]]:
-        """Its kind, tag and message are others now."""
+        """Its kind, tag, message and tenant are others now."""
 
     @_abc_1.abstractmethod
     def RemoveSnapshot(
@@ -302,6 +320,21 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_common_pb2.Progress], _abc.AsyncIterator[_common_pb2.Progress]]:
         """Writes the memory of every snapshot to its layer and ends every QEMU: machines are shut down, nothing is left running."""
+
+    @_abc_1.abstractmethod
+    def GetKsm(
+        self,
+        request: _common_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.KsmStatus, _abc.Awaitable[_common_pb2.KsmStatus]]: ...
+
+    @_abc_1.abstractmethod
+    def SetKsm(
+        self,
+        request: _host_pb2.HostSetKsmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.KsmStatus, _abc.Awaitable[_common_pb2.KsmStatus]]:
+        """KSM is for the machines of these tenants, and no others."""
 
     @_abc_1.abstractmethod
     def BuildImage(

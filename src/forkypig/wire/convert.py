@@ -1,6 +1,7 @@
 """Model <-> protobuf, one pair of functions a type. Empty strings stand for None on the wire."""
 
 from forkypig import model
+from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.ids import ImageId, MachineId, SnapshotId
 from forkypig.v1 import common_pb2 as pb
 from forkypig.wire.config import config_from_wire, config_to_wire
@@ -45,6 +46,7 @@ def machine_to_wire(machine: model.Machine) -> pb.Machine:
         created_us=machine.created_us,
         operation=machine.operation,
         config=config_to_wire(machine.config),
+        tenant=machine.tenant,
     )
 
 
@@ -66,6 +68,7 @@ def machine_from_wire(message: pb.Machine) -> model.Machine:
         created_us=message.created_us,
         operation=message.operation,
         config=config_from_wire(message.config),
+        tenant=message.tenant or DEFAULT_TENANT,
     )
 
 
@@ -88,6 +91,8 @@ def snapshot_to_wire(snapshot: model.Snapshot) -> pb.Snapshot:
         own_disk_bytes=snapshot.own_disk_bytes,
         settled=snapshot.settled,
         created_us=snapshot.created_us,
+        tenant=snapshot.tenant,
+        shared_with=snapshot.shared_with,
     )
 
 
@@ -110,6 +115,8 @@ def snapshot_from_wire(message: pb.Snapshot) -> model.Snapshot:
         own_disk_bytes=message.own_disk_bytes,
         settled=message.settled,
         created_us=message.created_us,
+        tenant=message.tenant or DEFAULT_TENANT,
+        shared_with=tuple(message.shared_with),
     )
 
 

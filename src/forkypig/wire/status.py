@@ -24,6 +24,7 @@ STATUS: dict[type[errors.ForkyError], grpc.StatusCode] = {
     errors.NotPossibleNow: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Busy: grpc.StatusCode.ABORTED,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
     errors.GuestUnresponsive: grpc.StatusCode.UNAVAILABLE,
     errors.MachineFailed: grpc.StatusCode.UNKNOWN,

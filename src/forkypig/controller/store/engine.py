@@ -216,6 +216,9 @@ def _migrate(path: Path, busy_timeout_s: float) -> None:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         _configure(connection, busy_timeout_s)
+        # A table is changed by making it anew, which would remove the rows that refer to its rows.
+        # (https://www.sqlite.org/lang_altertable.html, "Making Other Kinds Of Table Schema Changes".)
+        connection.execute("PRAGMA foreign_keys = OFF")
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.principal import principal
 from forkypig.controller.store.tables import events as table
 from forkypig.daemon.server import now_us
 from forkypig.model import Event
@@ -14,19 +15,22 @@ DEFAULT_LIMIT = 1000
 MOST = 10_000
 
 
-async def add(connection: AsyncConnection, kind: str, subject: str, detail: str = "") -> None:
-    """Something happened."""
-    values = {"time_us": now_us(), "kind": kind, "subject": subject, "detail": detail}
+async def add(
+    connection: AsyncConnection, kind: str, subject: str, detail: str = "", *, tenant: str | None = None
+) -> None:
+    """Something happened. `tenant` None: that of whoever asks; what the system does by itself says whose it is."""
+    whose = principal().tenant if tenant is None else tenant
+    values = {"time_us": now_us(), "kind": kind, "subject": subject, "detail": detail, "tenant": whose}
     sequence = (await connection.execute(_ADD, values)).scalar_one()
     if sequence % _TRIM_EVERY == 0:
         await connection.execute(delete(table).where(table.c.sequence <= sequence - KEPT))
 
 
-async def after(connection: AsyncConnection, sequence: int, limit: int) -> list[Event]:
-    """The events after `sequence`, oldest first; `limit` 0 means 1000, more than 10,000 are never given at once."""
+async def after(connection: AsyncConnection, tenant: str, sequence: int, limit: int) -> list[Event]:
+    """A tenant's events after `sequence`, oldest first; `limit` 0 means 1000, more than 10,000 never come at once."""
     rows = await connection.execute(
         select(table)
-        .where(table.c.sequence > sequence)
+        .where(table.c.sequence > sequence, table.c.tenant == tenant)
         .order_by(table.c.sequence)
         .limit(min(limit or DEFAULT_LIMIT, MOST))
     )

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Text, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.principal import principal
 from forkypig.controller.store.engine import owner_of
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
@@ -27,6 +28,7 @@ _END = (
 _OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
 # Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
 KEPT = 2_000
+_COUNTED_US = 60_000_000  # the quota of forks per minute counts them
 _TRIM_EVERY = 100  # so that there are this many more at most
 
 
@@ -39,6 +41,7 @@ def _intent(row: Any) -> Intent:
         snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
         source=MachineId(row.source) if row.source else None,
         arguments=json.loads(row.arguments),
+        tenant=row.tenant,
         owner=row.owner,
     )
 
@@ -50,10 +53,13 @@ async def add(
     machines: Sequence[MachineId] = (),
     snapshot: SnapshotId | None = None,
     source: MachineId | None = None,
+    tenant: str | None = None,
     **arguments: str | float | bool,
 ) -> Intent:
-    """Writes down what is going to be done, by the controller whose transaction it is."""
-    owner = owner_of(connection)
+    """Writes down what is going to be done, by the controller whose transaction it is. `tenant` None: that of whoever
+    asks."""
+    owner, now = owner_of(connection), now_us()
+    whose = principal().tenant if tenant is None else tenant
     values = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
@@ -62,12 +68,14 @@ async def add(
         "source": source,
         "arguments": json.dumps(arguments),
         "error": "",
-        "started_us": now_us(),
+        "started_us": now,
+        "tenant": whose,
         "owner": owner,
     }
     number = (await connection.execute(_ADD, values)).scalar_one()
     if number % _TRIM_EVERY == 0:
-        await connection.execute(delete(table).where(table.c.id <= number - KEPT, table.c.status.not_in(_OPEN)))
+        old = (table.c.id <= number - KEPT) & (table.c.started_us < now - _COUNTED_US)
+        await connection.execute(delete(table).where(old, table.c.status.not_in(_OPEN)))
     return Intent(
         id=number,
         kind=kind,
@@ -75,6 +83,7 @@ async def add(
         snapshot=snapshot,
         source=source,
         arguments=arguments,
+        tenant=whose,
         owner=owner,
     )
 
@@ -108,6 +117,16 @@ async def unfinished(connection: AsyncConnection) -> list[Intent]:
     """Those that are open or being undone, oldest first."""
     rows = await connection.execute(select(table).where(table.c.status.in_(_OPEN)).order_by(table.c.id))
     return [_intent(row) for row in rows]
+
+
+async def forks_since(connection: AsyncConnection, tenant: str, started_us: int) -> int:
+    """How many forks a tenant asked for after a moment, whatever became of them."""
+    found = await connection.execute(
+        select(func.count())
+        .select_from(table)
+        .where(table.c.tenant == tenant, table.c.started_us > started_us, table.c.kind == IntentKind.FORK.value)
+    )
+    return int(found.scalar_one())
 
 
 async def undone_ids(connection: AsyncConnection) -> frozenset[str]:

@@ -15,7 +15,7 @@ _OTHERS = ("id", "pool")  # the columns that a row is not saved with
 
 # Made once: to put a statement together takes longer than to run it.
 _BY_ID = select(table).where(table.c.id == bindparam("wanted"))
-_BY_NAME = select(table).where(table.c.name == bindparam("wanted"))
+_BY_NAME = select(table).where(table.c.tenant == bindparam("whose"), table.c.name == bindparam("wanted"))
 _NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name not in _OTHERS}
 _SAVE = update(table).where(table.c.id == bindparam("row_id")).values(_NEW)
 
@@ -38,6 +38,7 @@ def _values(machine: Machine) -> dict[str, Any]:
         "accelerator": machine.accelerator,
         "accelerator_reason": machine.accelerator_reason,
         "created_us": machine.created_us,
+        "tenant": machine.tenant,
         "config": _config.dump_json(machine.config).decode(),
     }
 
@@ -61,6 +62,7 @@ def machine_of(row: Any) -> Machine:
         created_us=row.created_us,
         config=_config.validate_json(row.config),
         pool=PoolId(row.pool) if row.pool else None,
+        tenant=row.tenant,
     )
 
 
@@ -70,13 +72,13 @@ async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     return machine_of(row) if row else None
 
 
-async def by_name(connection: AsyncConnection, name: str) -> Machine | None:
-    row = (await connection.execute(_BY_NAME, {"wanted": name})).first()
+async def by_name(connection: AsyncConnection, tenant: str, name: str) -> Machine | None:
+    row = (await connection.execute(_BY_NAME, {"whose": tenant, "wanted": name})).first()
     return machine_of(row) if row else None
 
 
 async def every(connection: AsyncConnection) -> list[Machine]:
-    """All of them, oldest first."""
+    """All of them, of all tenants, oldest first."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
     return [machine_of(row) for row in rows]
 
@@ -89,12 +91,26 @@ async def in_pools(connection: AsyncConnection) -> list[Machine]:
     return [machine_of(row) for row in rows]
 
 
+async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Machine]:
+    """A tenant's, also those that wait in its pools, oldest first."""
+    rows = await connection.execute(
+        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    )
+    return [machine_of(row) for row in rows]
+
+
 async def page(
-    connection: AsyncConnection, *, limit: int, after: tuple[int, str] | None = None, name_prefix: str = ""
+    connection: AsyncConnection,
+    tenant: str,
+    *,
+    limit: int,
+    after: tuple[int, str] | None = None,
+    name_prefix: str = "",
 ) -> list[Machine]:
-    """At most `limit` of them, oldest first (0: all), after a time of creation and an id. `name_prefix`: those whose
-    name begins so. Those that wait in pools are nobody's, and left out."""
-    asked = select(table).where(table.c.pool.is_(None)).order_by(table.c.created_us, table.c.id)
+    """At most `limit` of a tenant's, oldest first (0: all), after a time of creation and an id. `name_prefix`: those
+    whose name begins so. Those that wait in pools are nobody's yet, and left out."""
+    asked = select(table).where(table.c.tenant == tenant, table.c.pool.is_(None))
+    asked = asked.order_by(table.c.created_us, table.c.id)
     if limit:
         asked = asked.limit(limit)
     if after is not None:
@@ -105,13 +121,14 @@ async def page(
 
 
 async def on(connection: AsyncConnection, snapshot: SnapshotId) -> list[Machine]:
-    """Those that stand on a snapshot."""
+    """Those that stand on a snapshot, whosever they are."""
     return [machine_of(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
 
 
-async def names(connection: AsyncConnection, prefix: str) -> set[str]:
-    """The names that are taken and begin so."""
-    return set((await connection.execute(select(table.c.name).where(*_begins(prefix)))).scalars())
+async def names(connection: AsyncConnection, tenant: str, prefix: str) -> set[str]:
+    """The names that are taken in a tenant and begin so."""
+    asked = select(table.c.name).where(table.c.tenant == tenant, *_begins(prefix))
+    return set((await connection.execute(asked)).scalars())
 
 
 def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -119,8 +136,9 @@ def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.name >= prefix, table.c.name < prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
-async def count(connection: AsyncConnection) -> int:
-    return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+async def count(connection: AsyncConnection, tenant: str) -> int:
+    found = await connection.execute(select(func.count()).select_from(table).where(table.c.tenant == tenant))
+    return int(found.scalar_one())
 
 
 async def add(connection: AsyncConnection, machines: Sequence[Machine]) -> None:

@@ -1,14 +1,17 @@
 """Rows of snapshots, and of the templates among them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from forkypig.controller.store.tables import machines, templates
+from forkypig.controller.store.tables import machines, shares, templates
 from forkypig.controller.store.tables import snapshots as table
 from forkypig.model import ImageId, MachineId, Shape, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model.access import EVERY_TENANT
+
+_MOST_ASKED = 1000  # values in one statement
 
 TemplateKey = tuple[ImageId, Shape]
 
@@ -34,6 +37,7 @@ def _values(snapshot: Snapshot) -> dict[str, Any]:
         "own_disk_bytes": snapshot.own_disk_bytes,
         "settled": snapshot.settled,
         "created_us": snapshot.created_us,
+        "tenant": snapshot.tenant,
     }
 
 
@@ -56,6 +60,7 @@ def _snapshot(row: Any) -> Snapshot:
         own_disk_bytes=row.own_disk_bytes,
         settled=row.settled,
         created_us=row.created_us,
+        tenant=row.tenant,
     )
 
 
@@ -66,40 +71,99 @@ async def get(connection: AsyncConnection, snapshot: str) -> Snapshot | None:
     return _snapshot(row) if row else None
 
 
-async def by_tag(connection: AsyncConnection, tag: str) -> Snapshot | None:
-    """Not one that is being removed."""
-    found = await connection.execute(select(table).where(table.c.tag == tag, table.c.removing.is_(False)))
+async def by_tag(connection: AsyncConnection, tenant: str, tag: str) -> Snapshot | None:
+    """A tenant's own; not one that is being removed."""
+    found = await connection.execute(
+        select(table).where(table.c.tenant == tenant, table.c.tag == tag, table.c.removing.is_(False))
+    )
     row = found.first()
     return _snapshot(row) if row else None
 
 
-async def beginning_with(connection: AsyncConnection, prefix: str) -> list[Snapshot]:
-    """Those whose id begins so, oldest first; not those that are being removed."""
-    same = table.c.id.startswith(prefix, autoescape=True)
-    rows = await connection.execute(
-        select(table).where(same, table.c.removing.is_(False)).order_by(table.c.created_us, table.c.id)
-    )
+async def seen_by(connection: AsyncConnection, tenant: str, *, tag: str = "", prefix: str = "") -> list[Snapshot]:
+    """What a tenant may start machines from, its own and what others share with it, oldest first; `tag`: those that are
+    called so, `prefix`: those whose id begins so. Not those that are being removed, where one of both is given."""
+    query = select(table).where(_seen_by(tenant))
+    if tag:
+        query = query.where(table.c.tag == tag)
+    if prefix:
+        query = query.where(table.c.id.startswith(prefix, autoescape=True))
+    if tag or prefix:
+        query = query.where(table.c.removing.is_(False))
+    rows = await connection.execute(query.order_by(table.c.created_us, table.c.id))
     return [_snapshot(row) for row in rows]
 
 
-async def tag_is_taken(connection: AsyncConnection, tag: str) -> bool:
-    return (await connection.execute(select(table.c.id).where(table.c.tag == tag))).first() is not None
+def _seen_by(tenant: str) -> ColumnElement[bool]:
+    return (table.c.tenant == tenant) | table.c.id.in_(_shared_with(tenant))
+
+
+def _shared_with(tenant: str) -> Select[tuple[str]]:
+    return select(shares.c.snapshot).where(shares.c.tenant.in_((tenant, EVERY_TENANT)))
+
+
+async def is_shared_with(connection: AsyncConnection, snapshot: SnapshotId, tenant: str) -> bool:
+    found = await connection.execute(_shared_with(tenant).where(shares.c.snapshot == snapshot))
+    return found.first() is not None
+
+
+async def sharing(connection: AsyncConnection) -> dict[SnapshotId, tuple[str, ...]]:
+    """Whom each shared snapshot is shared with."""
+    found: dict[SnapshotId, tuple[str, ...]] = {}
+    for row in await connection.execute(select(shares).order_by(shares.c.tenant)):
+        found[row.snapshot] = (*found.get(row.snapshot, ()), row.tenant)
+    return found
+
+
+async def share(connection: AsyncConnection, snapshot: SnapshotId, tenant: str) -> None:
+    """From now on the tenant sees it (EVERY_TENANT: all do)."""
+    await unshare(connection, snapshot, tenant)
+    await connection.execute(insert(shares), [{"snapshot": snapshot, "tenant": tenant}])
+
+
+async def unshare(connection: AsyncConnection, snapshot: SnapshotId, tenant: str) -> bool:
+    """Takes it back; whether there was something to take back."""
+    same = (shares.c.snapshot == snapshot) & (shares.c.tenant == tenant)
+    return bool((await connection.execute(delete(shares).where(same))).rowcount)
+
+
+async def tag_is_taken(connection: AsyncConnection, tenant: str, tag: str) -> bool:
+    found = await connection.execute(select(table.c.id).where(table.c.tenant == tenant, table.c.tag == tag))
+    return found.first() is not None
 
 
 async def every(connection: AsyncConnection) -> list[Snapshot]:
-    """All of them, oldest first, also those that are being removed."""
+    """All of them, of all tenants, oldest first, also those that are being removed."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
     return [_snapshot(row) for row in rows]
 
 
-async def page(connection: AsyncConnection, *, limit: int, after: tuple[int, str] | None = None) -> list[Snapshot]:
-    """At most `limit` of them, oldest first (0: all), after a time of creation and an id."""
-    asked = select(table).order_by(table.c.created_us, table.c.id)
+async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Snapshot]:
+    """A tenant's, oldest first, also those that are being removed."""
+    rows = await connection.execute(
+        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    )
+    return [_snapshot(row) for row in rows]
+
+
+async def page(
+    connection: AsyncConnection, tenant: str, *, limit: int, after: tuple[int, str] | None = None
+) -> list[Snapshot]:
+    """At most `limit` of those that a tenant sees, oldest first (0: all), after a time of creation and an id."""
+    asked = select(table).where(_seen_by(tenant)).order_by(table.c.created_us, table.c.id)
     if limit:
         asked = asked.limit(limit)
     if after is not None:
         asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
     return [_snapshot(row) for row in await connection.execute(asked)]
+
+
+async def visible(connection: AsyncConnection, tenant: str, among: Collection[SnapshotId]) -> set[SnapshotId]:
+    """Those among these that a tenant sees."""
+    asked = select(table.c.id).where(_seen_by(tenant))
+    if len(among) <= _MOST_ASKED:
+        asked = asked.where(table.c.id.in_(among))
+    return {SnapshotId(row.id) for row in await connection.execute(asked)}
 
 
 async def is_there(connection: AsyncConnection, snapshot: str) -> bool:
@@ -112,8 +176,9 @@ async def made_of(connection: AsyncConnection, snapshot: SnapshotId) -> list[Sna
     return [_snapshot(row) for row in await connection.execute(select(table).where(table.c.parent == snapshot))]
 
 
-async def count(connection: AsyncConnection) -> int:
-    return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+async def count(connection: AsyncConnection, tenant: str) -> int:
+    found = await connection.execute(select(func.count()).select_from(table).where(table.c.tenant == tenant))
+    return int(found.scalar_one())
 
 
 async def save(connection: AsyncConnection, snapshots: Iterable[Snapshot]) -> None:
@@ -138,6 +203,7 @@ async def removing(connection: AsyncConnection) -> set[SnapshotId]:
 async def delete_one(connection: AsyncConnection, snapshot: SnapshotId) -> None:
     """Removes the row, and what refers to it forgets it. One that is not there is fine."""
     await connection.execute(delete(templates).where(templates.c.snapshot == snapshot))
+    await connection.execute(delete(shares).where(shares.c.snapshot == snapshot))
     await connection.execute(update(machines).where(machines.c.snapshot == snapshot).values(snapshot=None))
     await connection.execute(update(table).where(table.c.parent == snapshot).values(parent=None))
     await connection.execute(delete(table).where(table.c.id == snapshot))

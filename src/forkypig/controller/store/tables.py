@@ -14,7 +14,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
+
+from forkypig.model.access import DEFAULT_TENANT
 
 # Constraints have names, so that a later migration can speak of them on every engine.
 metadata = MetaData(
@@ -33,7 +36,7 @@ snapshots = Table(
     "snapshots",
     metadata,
     Column("id", String(14), primary_key=True),
-    Column("tag", String(63), unique=True),
+    Column("tag", String(63)),
     Column("message", Text, nullable=False, server_default=""),
     Column("kind", String(16), nullable=False),
     Column("parent", String(14), ForeignKey("snapshots.id"), index=True),
@@ -52,14 +55,16 @@ snapshots = Table(
     Column("settled", Boolean, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it
+    Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
+    UniqueConstraint("tenant", "tag"),
 )
-Index("ix_snapshots_order", snapshots.c.created_us, snapshots.c.id)  # pages
+Index("ix_snapshots_order", snapshots.c.tenant, snapshots.c.created_us, snapshots.c.id)  # pages
 
 machines = Table(
     "machines",
     metadata,
     Column("id", String(14), primary_key=True),
-    Column("name", String(63), nullable=False, unique=True),
+    Column("name", String(63), nullable=False),
     Column("state", String(16), nullable=False),
     Column("image", String(14), nullable=False),
     Column("image_name", String(63), nullable=False),
@@ -76,8 +81,10 @@ machines = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("config", Text, nullable=False, server_default="{}"),  # JSON object: model.MachineConfig
     Column("pool", String(14), index=True),  # it waits there; written by store/pools.py alone
+    Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
+    UniqueConstraint("tenant", "name"),
 )
-Index("ix_machines_order", machines.c.created_us, machines.c.id)  # pages
+Index("ix_machines_order", machines.c.tenant, machines.c.created_us, machines.c.id)  # pages
 
 # A mirror of what the host has: machines keep their image's name while the host is away.
 images = Table(
@@ -117,9 +124,11 @@ operations = Table(
     Column("error", Text, nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
+    Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
+Index("ix_operations_tenant", operations.c.tenant, operations.c.started_us)
 
 events = Table(
     "events",
@@ -129,6 +138,7 @@ events = Table(
     Column("kind", String(64), nullable=False),
     Column("subject", String(63), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     sqlite_autoincrement=True,  # a number is never given twice, also after the newest were removed
 )
 
@@ -165,6 +175,37 @@ pool_leases = Table(
     Column("ttl_s", Float, nullable=False),
     Column("acquired_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+    # The quota; NULL: no limit.
+    Column("machines", Integer),
+    Column("cpus", Integer),
+    Column("memory_mib", BigInteger),
+    Column("disk_mib", BigInteger),
+    Column("snapshots", Integer),
+    Column("forks_per_minute", Integer),
+    Column("ksm", Boolean, nullable=False, server_default=false()),
+)
+
+# Whom a snapshot is shared with, besides its own tenant; "*": every tenant, also those to come.
+shares = Table(
+    "shares",
+    metadata,
+    Column("snapshot", String(14), ForeignKey("snapshots.id"), primary_key=True),
+    Column("tenant", String(63), primary_key=True),
+)
+
+# Images that came with a tenant's import: of no other tenant's. An image without a row is everybody's.
+image_owners = Table(
+    "image_owners",
+    metadata,
+    Column("image", String(14), primary_key=True),  # which may be gone: not a foreign key
+    Column("tenant", String(63), primary_key=True),
 )
 
 # Who of the controllers that share a database is alive ("controller/NAME"), and which of them reconciles ("reconcile").

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 
 def upgrade() -> None:
@@ -21,8 +21,8 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         # Names that begin alike are looked for as a range of bytes; a language's order is another.
         op.execute('ALTER TABLE machines ALTER COLUMN name TYPE varchar(63) COLLATE "C"')
-    op.create_index("ix_machines_order", "machines", ["created_us", "id"])
-    op.create_index("ix_snapshots_order", "snapshots", ["created_us", "id"])
+    op.create_index("ix_machines_order", "machines", ["tenant", "created_us", "id"])
+    op.create_index("ix_snapshots_order", "snapshots", ["tenant", "created_us", "id"])
 
 
 def downgrade() -> None:

@@ -1,0 +1,45 @@
+"""Quotas in the transaction that writes an operation down: two that race for what is left can't both have it."""
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.principal import principal
+from forkypig.controller.store import intents, machines, snapshots, tenants
+from forkypig.core.intents import IntentKind
+from forkypig.core.lifecycle import Action
+from forkypig.core.quotas import check_quota, usage
+from forkypig.daemon.server import now_us
+from forkypig.errors import NotFound
+from forkypig.model import MachineId
+from forkypig.model.tenants import Usage
+
+_MINUTE_US = 60_000_000
+# They give a machine a QEMU that may have none.
+STARTING = (Action.START, Action.WAKE, Action.RESTORE)
+
+
+async def used_by(tx: AsyncConnection, tenant: str) -> Usage:
+    """What a tenant has, and what it is about to have."""
+    pending = [intent for intent in await intents.unfinished(tx) if intent.tenant == tenant]
+    starts = {action.value for action in STARTING}
+    starting: set[MachineId] = {
+        intent.source
+        for intent in pending
+        if intent.kind is IntentKind.CHANGE and intent.source and intent.arguments.get("action") in starts
+    }
+    return usage(
+        await machines.of_tenant(tx, tenant),
+        await snapshots.of_tenant(tx, tenant),
+        starting=starting,
+        pending_snapshots=sum(intent.kind is IntentKind.SNAPSHOT for intent in pending),
+        recent_forks=await intents.forks_since(tx, tenant, now_us() - _MINUTE_US),
+    )
+
+
+async def admit(tx: AsyncConnection, added: Usage) -> None:
+    """Raises ResourceExhausted where the asking tenant's quota does not leave room for `added`; NotFound where the
+    tenant was removed meanwhile. Before what is asked for is written in the same transaction."""
+    tenant = await tenants.lock(tx, principal().tenant)
+    if tenant is None:
+        raise NotFound("tenant", principal().tenant, "see forky tenant ls")
+    if any(limit is not None for limit in tenant.quota.limits()):
+        check_quota(tenant, await used_by(tx, tenant.name), added)
