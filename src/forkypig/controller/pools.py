@@ -152,7 +152,9 @@ class Pools:
         if contents:
             async with self._desk.store.read() as tx:
                 waiting = tuple(m for m in await machines.in_pools(tx) if m.pool == live.pool.id)
-            held = tuple(lease for lease in self.leases.held.values() if lease.pool == live.pool.id)
+            held = tuple(
+                lease for lease in self.leases.held.values() if lease.pool == live.pool.id and lease.expires_us
+            )
         return PoolStatus(
             pool=live.pool,
             ready=stock.ready,
