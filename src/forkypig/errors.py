@@ -7,6 +7,8 @@
     ├── NotPossibleNow       right request, wrong state: change the state first
     │   └── Busy             another operation is under way: try again when it is done
     ├── ResourceExhausted    memory, disk, processes or files ran out: free some
+    │   └── TooManyRequests  calls come faster than this caller may make them: wait
+    ├── Unauthenticated      no valid token or certificate came with the call
     ├── PermissionDenied     the caller's role does not suffice
     ├── Damaged              what is stored is not what was written: fetch it again
     ├── GuestUnresponsive    the machine runs but its agent does not answer
@@ -59,6 +61,25 @@ class Busy(NotPossibleNow):
 
 class ResourceExhausted(ForkyError):
     """The host has not enough memory, disk, processes or open files."""
+
+
+class TooManyRequests(ResourceExhausted):
+    """Calls come faster than this caller may make them."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"too many requests: try again in {retry_after_s:.2f} s, or ask for a higher limit")
+
+
+class Unauthenticated(ForkyError):
+    """No valid token or certificate came with the call. Says nothing of what about it was wrong: that would help to
+    guess."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this call needs a valid token or client certificate: have one made with `forky auth token create`, "
+            "and set FORKY_TOKEN to it"
+        )
 
 
 class PermissionDenied(ForkyError):

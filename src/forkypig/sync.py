@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from forkypig import model
-from forkypig.model.access import EVERY_TENANT
+from forkypig.model.access import EVERY_TENANT, Principal, Role
 from forkypig.model.tenants import Quota
 from forkypig.sdk import client, machine, process
+from forkypig.sdk.access import AuditEntry, Token
 from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
 from forkypig.sdk.diff import Diff
@@ -298,9 +299,29 @@ class Forky:
     """A connection to one instance of Forky Pig; see forkypig.sdk.Forky. Use as a context manager."""
 
     def __init__(
-        self, home: str | Path | None = None, *, start: bool = True, on_progress: OnProgress | None = None
+        self,
+        home: str | Path | None = None,
+        *,
+        start: bool = True,
+        on_progress: OnProgress | None = None,
+        controller: str | None = None,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        tenant: str | None = None,
     ) -> None:
-        self._inner = client.Forky(home, start=start, on_progress=on_progress)
+        self._inner = client.Forky(
+            home,
+            start=start,
+            on_progress=on_progress,
+            controller=controller,
+            token=token,
+            ca=ca,
+            certificate=certificate,
+            key=key,
+            tenant=tenant,
+        )
         self._loop: _Loop | None = None
 
     def connect(self) -> Self:
@@ -557,6 +578,21 @@ class Forky:
 
     def remove_image(self, image: str) -> None:
         self._open.run(self._inner.remove_image(image))
+
+    def whoami(self) -> Principal:
+        return self._open.run(self._inner.whoami())
+
+    def create_token(self, role: Role, *, tenant: str = "", lifetime_s: int = 0, name: str = "") -> tuple[Token, str]:
+        return self._open.run(self._inner.create_token(role, tenant=tenant, lifetime_s=lifetime_s, name=name))
+
+    def tokens(self) -> Sequence[Token]:
+        return self._open.run(self._inner.tokens())
+
+    def revoke_token(self, token: str) -> Token:
+        return self._open.run(self._inner.revoke_token(token))
+
+    def audit(self, *, since_us: int = 0, follow: bool = False) -> Iterator[AuditEntry]:
+        return self._open.iterate(self._inner.audit(since_us=since_us, follow=follow))
 
     def status(self) -> Status:
         return self._open.run(self._inner.status())

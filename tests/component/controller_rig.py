@@ -16,9 +16,9 @@ from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc, tenants_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
-from forkypig.wire.metadata import with_metadata
 from forkypig.wire.status import rpc_errors
 from tests.component.fake_host import FakeHost
+from tests.component.metadata import with_metadata
 
 # gRPC would wait for a second and more before it tries again.
 _OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))

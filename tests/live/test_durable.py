@@ -61,10 +61,14 @@ def _disk_files(forky: Instance, machine: str) -> list[str]:
 
 
 def _killed(forky: Instance, module: str) -> bool:
-    """Kills the process of this instance that runs a module of ours; False when there is none."""
+    return _signalled(forky, module, signal.SIGKILL)
+
+
+def _signalled(forky: Instance, module: str, number: signal.Signals) -> bool:
+    """Signals the process of this instance that runs a module of ours; False when there is none."""
     for pid, command in forky.processes().items():
         if module in command:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
             return True
     return False
 
@@ -101,9 +105,10 @@ def test_a_disk_is_one_overlay_over_one_file_whatever_the_depth(forky: Instance,
 
 def test_packer_and_reader_are_killed(forky: Instance, sums: dict[str, str]) -> None:
     forky.sh("web", "head -c 60000000 /dev/urandom > /dev/shm/noise")
+    _until(lambda: _signalled(forky, "forkypig.pager.packer", signal.SIGSTOP), forky)
     forky.ok("snapshot", "web", "--tag", "noisy")
-    _until(lambda: _killed(forky, "forkypig.pager.packer"), forky)
     assert not _snapshot(forky, "noisy").settled
+    assert _killed(forky, "forkypig.pager.packer")
     assert _killed(forky, "forkypig.pager.reader")
     _check(forky, "g3", sums)
     _until_packed(forky, "noisy")

@@ -11,7 +11,8 @@ from blake3 import blake3
 from forkypig.chunks.format import MAX_CONTENT_BYTES
 from forkypig.errors import Damaged
 
-LEVEL = 1
+# Packing is as fast as this is: -1 takes two thirds of the time of 1, for 14 % more room (decision 0015).
+LEVEL = -1
 _local = threading.local()  # zstd's contexts cost more than a page to make, and belong to one thread at a time
 
 

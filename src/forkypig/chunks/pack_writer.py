@@ -24,6 +24,7 @@ from forkypig.errors import ResourceExhausted
 THREADS = 2
 _WAITING = 8  # batches that may wait; with 4 MiB each the memory that a packing takes
 _MAX_CHUNKS = 1 << 31
+_SYNC_EVERY_BYTES = 8 << 20  # the disk is busy while we compress, not after
 
 _Stored = tuple[list[bytes], npt.NDArray[np.uint32]]  # the pieces, their lengths and RAW
 
@@ -89,6 +90,9 @@ class PackWriter:
         self._at = 0
         self._waiting: deque[Future[_Stored]] = deque()
         self._pool = ThreadPoolExecutor(THREADS, "pack")
+        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._syncing: Future[None] | None = None
+        self._synced = 0
         with durable.room(path):
             self._fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._open = True
@@ -153,11 +157,25 @@ class PackWriter:
         self._sizes.append(sizes)
         with durable.room(self.path):
             self._write(pieces)
+            self._sync_some()
         faults.reach("chunks-written")
 
     def _write(self, pieces: list[bytes]) -> None:
         durable.write_all(self._fd, pieces)
         self._at += sum(map(len, pieces))
+
+    def _sync_some(self) -> None:
+        """Has the disk begin with what was written; an error of an earlier beginning is raised here, and only here."""
+        if self._at - self._synced < _SYNC_EVERY_BYTES or (self._syncing is not None and not self._syncing.done()):
+            return
+        self._synced_so_far()
+        self._synced = self._at
+        self._syncing = self._syncer.submit(os.fdatasync, self._fd)
+
+    def _synced_so_far(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
+            self._syncing = None
 
     def finish(self) -> None:
         """Everything is on disk and the pack has its name. Raises ResourceExhausted; then it is gone."""
@@ -173,12 +191,14 @@ class PackWriter:
             start = self._at
             self._write([index, encode_footer(self._header, index, len(sizes), data_end, start)])
             faults.reach("index-written")
+            self._synced_so_far()
             os.fsync(self._fd)
         faults.reach("part-synced")
         self._part.rename(self.path)
         faults.reach("pack-renamed")
         durable.sync_directory(self.path.parent)
         faults.reach("packs-synced")
+        self._syncer.shutdown()
         self._close()
 
     def abandon(self) -> None:
@@ -188,6 +208,7 @@ class PackWriter:
         for waiting in self._waiting:
             waiting.cancel()
         self._pool.shutdown()
+        self._syncer.shutdown()
         self._close()
         with contextlib.suppress(FileNotFoundError):
             self._part.unlink()

@@ -91,8 +91,14 @@ class Section:
 
     def expand(self, store: Store) -> References:
         """The reference of every page. Raises Damaged when a chunk is missing or is no page."""
-        parts = self.expand_regions(store, range(self.regions))
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+        zero, base = kinds(np.frombuffer(self.blocks, np.uint8).reshape(-1, HASH_BYTES))
+        rows = np.zeros((self.regions, REGION_PAGES), np.uint64)
+        rows[base] = BASE
+        references = rows.reshape(-1)[: self.pages]
+        stored = np.flatnonzero(~zero & ~base).tolist()
+        for region, part in zip(stored, self.expand_regions(store, stored), strict=True):
+            references[region * REGION_PAGES :][: len(part)] = part
+        return references
 
     def _entries(self) -> list[bytes]:
         return [self.blocks[at : at + HASH_BYTES] for at in range(0, len(self.blocks), HASH_BYTES)]
@@ -134,19 +140,22 @@ def make_section(writer: Writer, references: References, size_bytes: int) -> Sec
     check_size(size_bytes, "a section")
     assert len(references) == size_bytes // PAGE_BYTES
     assert not is_frozen(references).any()
+    starts = np.arange(0, len(references), REGION_PAGES)
+    if not len(starts):
+        return Section(0)
+    lowest, highest = np.minimum.reduceat(references, starts), np.maximum.reduceat(references, starts)
+    entries = np.zeros((len(starts), HASH_BYTES), np.uint8)  # of regions that are all zeros
+    entries[(lowest == BASE) & (highest == BASE)] = _BASE_ROW
+    mixed = np.flatnonzero((lowest != highest) | is_packed(highest))
+    contents = [_block(writer, references[region * REGION_PAGES :][:REGION_PAGES]) for region in mixed.tolist()]
+    entries[mixed] = writer.hashes(writer.add_contents(contents))
+    return Section(size_bytes, entries.tobytes())
+
+
+def _block(writer: Writer, references: References) -> bytes:
+    """What stands in the block of a region."""
     entries = np.zeros((len(references), HASH_BYTES), np.uint8)
     packed = is_packed(references)
     entries[packed] = writer.hashes(references[packed])
     entries[is_base(references)] = _BASE_ROW
-    hashes: list[bytes | None] = []
-    contents: list[bytes] = []
-    for first in range(0, len(references), REGION_PAGES):
-        region = entries[first : first + REGION_PAGES]
-        same = region[0].tobytes() if (region == region[0]).all() else b""
-        if same in (ZERO_HASH, BASE_HASH):
-            hashes.append(same)
-        else:
-            hashes.append(None)
-            contents.append(region.tobytes())
-    added = iter(writer.hashes(writer.add_contents(contents)))
-    return Section(size_bytes, b"".join(next(added).tobytes() if one is None else one for one in hashes))
+    return entries.tobytes()

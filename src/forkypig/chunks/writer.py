@@ -117,9 +117,10 @@ class Writer:
 
     def _placed(self, hashes: list[bytes], content: memoryview, lengths: npt.NDArray[np.int64]) -> References:
         """The references of contents, of which those that nobody has yet are added."""
-        distinct: dict[bytes, int] = {}
-        member = np.fromiter((distinct.setdefault(one, len(distinct)) for one in hashes), np.int64, len(hashes))
-        wanted = as_hashes(list(distinct))
+        distinct = list(dict.fromkeys(hashes))
+        number_of = dict(zip(distinct, range(len(distinct)), strict=True))
+        member = np.fromiter(map(number_of.__getitem__, hashes), np.int64, len(hashes))
+        wanted = as_hashes(distinct)
         found = self.find(wanted)
         new = found == 0
         if new.any():

@@ -31,7 +31,7 @@ def up(as_json: printing.Json = False) -> None:
     async def work() -> None:
         from forkypig.sdk import local
 
-        place = local.place()
+        place = local.own_place()
         display = Display()
         with display:
             await local.up(place, display.on_progress)
@@ -58,7 +58,7 @@ def down(
     async def work() -> None:
         from forkypig.sdk import local, shutdown
 
-        place = local.place()
+        place = local.own_place()
         display = Display()
         with display:
             ran = await shutdown.down(place, display.on_progress, force=force)
@@ -77,13 +77,23 @@ def status(as_json: printing.Json = False) -> None:
     async def work() -> None:
         from forkypig.sdk import local
 
-        found = await local.status(local.place())
+        found = await _remote_status() or await local.status(local.place())
         if as_json:
             printing.document(documents.status(found))
         else:
             _show_status(found)
 
     perform(work)
+
+
+async def _remote_status() -> "Status | None":
+    """Of the controller that FORKY_CONTROLLER names; None: it names none."""
+    from forkypig.sdk.client import Forky
+
+    if not (forky := Forky(start=False)).is_remote:
+        return None
+    async with forky:
+        return await forky.status()
 
 
 def _show_status(found: "Status") -> None:
@@ -154,6 +164,8 @@ async def _examine() -> "Sequence[Check]":
     try:
         async with Forky() as forky:
             return await forky.doctor()
+    except (errors.Unauthenticated, errors.PermissionDenied):
+        raise
     except errors.ForkyError as error:
         remedy = "mend what else is marked here, then `forky up`"
         return [Check("daemons", Verdict.FAILED, str(error), remedy), *requirements.examine()]

@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from forkypig.cli import (
+    audit,
+    auth,
     copying,
     daemons,
     diff,
@@ -34,12 +36,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, pools, store, daemons, tenants):
+for room in (machines, forks, history, diff, execution, copying, surroundings, pools, store, daemons, audit, tenants):
     app.registered_commands += room.app.registered_commands
 app.add_typer(images.app, name="image")
 app.add_typer(ksm.app, name="ksm")
 app.add_typer(pools.pool, name="pool")
 app.add_typer(store.keys, name="key")
+app.add_typer(auth.auth, name="auth")
 app.add_typer(tenants.tenants, name="tenant")
 
 

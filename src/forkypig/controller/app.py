@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller.access import Access
 from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
-from forkypig.controller.calls import Calls
+from forkypig.controller.auth_service import AuthServicer
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
@@ -18,6 +19,7 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.local_users import LocalUsers
 from forkypig.controller.peers import Peers
 from forkypig.controller.pool_servicer import PoolServicer
 from forkypig.controller.pools import Pools
@@ -32,7 +34,15 @@ from forkypig.controller.tenants import Tenants
 from forkypig.controller.tenants_service import TenantsServicer
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2_grpc, store_pb2_grpc, tenants_pb2_grpc
+from forkypig.errors import ForkyError
+from forkypig.v1 import (
+    agent_pb2_grpc,
+    auth_pb2_grpc,
+    controller_pb2_grpc,
+    pools_pb2_grpc,
+    store_pb2_grpc,
+    tenants_pb2_grpc,
+)
 
 SERVICES = (
     "forkypig.v1.Controller",
@@ -40,6 +50,7 @@ SERVICES = (
     "forkypig.v1.Store",
     "forkypig.v1.Tenants",
     "forkypig.v1.Pools",
+    "forkypig.v1.Auth",
 )
 
 
@@ -54,12 +65,13 @@ class App:
     desk: Desk
     operations: Operations
     pools: Pools
+    access: Access
     stop: asyncio.Event
 
     @property
     def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
         """What every call passes first."""
-        return (Calls(self.desk.store),)
+        return (self.access.edge,)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the services to a gRPC server."""
@@ -69,6 +81,7 @@ class App:
         agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
         pools_pb2_grpc.add_PoolsServicer_to_server(PoolServicer(self.pools), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
+        auth_pb2_grpc.add_AuthServicer_to_server(AuthServicer(self.access.tokens, self.access.audit), server)
         tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
 
@@ -76,8 +89,11 @@ class App:
 async def controller(settings: Settings) -> AsyncIterator[App]:
     """A controller for as long as the block lasts. At its end operations stop where they are: their intents are open,
     and the next controller goes on from there. Raises ForkyError where the database can't be opened."""
+    local_users = LocalUsers(settings.local_users)  # what is wrong with it is told first
     store = await Store.open(settings.database_url or settings.database)
     host = Host(settings.hostd_socket)
+    access = Access(settings, store, local_users)
+    failure: ForkyError | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
@@ -105,7 +121,10 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             tasks.create_task(admission.run(operations.changes.put_to_sleep))
             tasks.create_task(peers.run())
             tasks.create_task(pools.run())
-            yield App(desk, operations, pools, asyncio.Event())
+            try:
+                yield App(desk, operations, pools, access, asyncio.Event())
+            except ForkyError as error:
+                failure = error  # of its own, not one of a group
             await journal.stop()
             await peers.leave()
             raise _Ended
@@ -113,18 +132,25 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
         pass
     finally:
         await host.close()
+        await access.close()
         await store.close()
+    if failure is not None:
+        raise failure
 
 
 async def run(settings: Settings) -> None:
     """Serves until SIGTERM."""
-    async with controller(settings) as app:
+    async with (
+        controller(settings) as app,
+        app.access.local_users.serving(settings.users_socket, settings.socket("controller")),
+    ):
         await serve(
             settings,
             "controller",
             app.register,
             SERVICES,
-            interceptors=app.interceptors,
             before_stop=app.desk.journal.stop,
             stop=app.stop,
+            interceptors=app.interceptors,
+            bind=app.access.bind,
         )

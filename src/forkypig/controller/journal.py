@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from forkypig.controller import retried
 from forkypig.core.intents import Intent, IntentKind
 from forkypig.core.lifecycle import Action
 from forkypig.errors import ForkyError, NotPossibleNow
@@ -164,6 +165,7 @@ class Journal:
         """Runs `work` in a task of its own; its result or error is the future's, never the group's."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         outcome.add_done_callback(_look)
+        retried.note_work(outcome)
         task = self._tasks.create_task(_deliver(work, outcome))
         self._work.add(task)
         task.add_done_callback(self._work.discard)

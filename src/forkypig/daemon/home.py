@@ -62,6 +62,21 @@ class HomePaths:
     def database(self) -> Path:
         return self.home / "controller.db"
 
+    @property
+    def auth(self) -> Path:
+        """The certificate authority and what it has issued; 0700."""
+        return self.home / "auth"
+
+    @property
+    def audit(self) -> Path:
+        """The audit log; 0700."""
+        return self.logs / "audit"
+
+    @property
+    def users_socket(self) -> Path:
+        """Where other users of this computer come in, if any may: they can't enter `run`."""
+        return self.home / "users.sock"
+
     def socket(self, daemon: str) -> Path:
         """The Unix socket of "controller", "hostd" or "pager"."""
         return self.run / f"{daemon}.sock"

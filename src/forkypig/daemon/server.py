@@ -27,6 +27,8 @@ SERVER_OPTIONS = (
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
     ("grpc.max_receive_message_length", 64 << 20),
+    # Two processes never share a port: the second is to be told.
+    ("grpc.so_reuseport", 0),
 )
 
 Register = Callable[[grpc.aio.Server], None]
@@ -73,10 +75,12 @@ async def serve(
     before_stop: Callable[[], Awaitable[None]] | None = None,
     stop: asyncio.Event | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    bind: Callable[[grpc.aio.Server], object] | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, or until `stop` is set; then ends open calls and returns.
 
-    The caller holds the PidFile, which is what makes unlinking a left-over socket safe.
+    The caller holds the PidFile, which is what makes unlinking a left-over socket safe. `bind` adds other addresses
+    than the socket; what it raises, this does.
     """
     path = settings.socket(daemon)
     path.unlink(missing_ok=True)
@@ -89,6 +93,8 @@ async def serve(
     old_umask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
+        if bind is not None:
+            bind(server)
         await server.start()
     finally:
         os.umask(old_umask)

@@ -35,6 +35,15 @@ class Settings(HomePaths, BaseSettings):
     overcommit: float = 16.0  # a new machine is reckoned at this fraction of its memory, and at what it takes at least
     hibernate_idle_s: float = 0.0  # under memory pressure, machines idle for as long are hibernated; 0: none is
     log_level: str = "info"
+    listen: str = ""  # HOST:PORT for callers with tokens; off loopback only with the certificates of `forky auth init`
+    listen_certificates: str = ""  # HOST:PORT for callers with certificates of that authority, and no others
+    local_users: str = ""  # who else of this computer may come in: USER=TENANT:ROLE,… or @GROUP=TENANT:ROLE,…
+    rate_per_s: float = 100.0  # calls that one caller, the operator excepted, may make in the long run; 0: any number
+    rate_burst: int = 2000  # and at once
+    audit_reads: bool = False  # write down also calls that only look, and succeed
+    audit_commands: bool = False  # and the command lines of exec, which may hold secrets
+    audit_file_mib: int = 16  # then a new one is begun
+    audit_files: int = 10  # kept besides, compressed
 
     @property
     def hostd_socket(self) -> Path:

@@ -15,6 +15,7 @@ from forkypig.pager import frozen
 from forkypig.pager.index import PageIndex
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.order import PackOrder
+from forkypig.pager.packer_link import PackerLink
 from forkypig.pager.packing import Packed, Packing
 from forkypig.pager.prefetch import Recording
 from forkypig.pager.reader_link import ReaderLink
@@ -30,6 +31,8 @@ _LARGEST_BYTES = 1 << 44
 # The index is completed in the background when the load is over, at the latest this long after Bind.
 _COMPLETE_AFTER_S = 2.0
 _COMPLETE_AFTER_LOAD_S = 0.5
+# Where a machine starts, snapshots will be made and packed: the packer is there by then. Its first moments are over.
+_PACKER_AFTER_START_S = 2.0
 
 
 class Catalogue:
@@ -44,6 +47,7 @@ class Catalogue:
         self._reader, self._starts, self._mount = reader, starts, mount
         self._upkeep = Upkeep(layers, self.snapshots)
         self._packing: dict[str, Packing] = {}
+        self._packer = PackerLink(shelf.directory)
         self._one_at_a_time = asyncio.Lock()
         self._replacing = asyncio.Lock()  # references of the whole catalogue change
         self._moves = 0
@@ -195,8 +199,10 @@ class Catalogue:
 
     def opened(self, snapshot: Snapshot, file: ServedFile, *, to_write: bool) -> None:
         """A process has opened one of its files."""
-        if to_write and snapshot.state is State.PACKED and file.opened == 0:
+        if to_write and snapshot.state is State.PACKED:
             self._starts.begins(snapshot)
+        if to_write:
+            asyncio.get_running_loop().call_later(_PACKER_AFTER_START_S, self._packer.start_soon)
         file.opened += 1
         file.touched = True
 
@@ -214,6 +220,7 @@ class Catalogue:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._packer.close()
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +279,7 @@ class Catalogue:
             while True:
                 moves = self._moves
                 try:
-                    result = await packing.run(self.shelf, self.layers)
+                    result = await packing.run(self.shelf, self.layers, self._packer)
                 except NotPossibleNow:
                     if moves == self._moves:
                         raise

@@ -1,7 +1,9 @@
 """Packs a disk: what its layers hold goes to the store, what is as in the base image is named so. For the packer."""
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +27,14 @@ class DiskPacker:
         self._disk = disk
         self._pieces = flattened([layer.extents for layer in disk.layers], disk.size_bytes)
         self.bytes = sum(piece.end - piece.start for piece in self._pieces)
-        self._layers = [os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC) for layer in disk.layers]
-        self._base = os.open(disk.base.path, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.ExitStack() as opened:
+            self._layers = [_open(layer.path, opened) for layer in disk.layers]
+            self._base = _open(disk.base.path, opened)
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        self._opened.close()
 
     def pack(self, store: Store, writer: Writer, done: Callable[[int], None]) -> Section:
         """Adds it to the store. `done` is called with numbers of bytes. Raises ForkyError, OSError."""
@@ -89,3 +97,9 @@ class DiskPacker:
         same: Mask = (as_pages(content) == as_pages(base)).all(axis=1)
         same[-(-count // PAGE_BYTES) :] = False
         return same
+
+
+def _open(path: Path, opened: contextlib.ExitStack) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    return fd

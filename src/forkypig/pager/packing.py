@@ -1,34 +1,24 @@
 """Packing one snapshot, from the holder's side: a process of its own does it (packer.py), so that neither its CPU time
-nor Python's global lock makes a fault wait. Here it is started, followed, and its failure is told."""
+nor Python's global lock makes a fault wait. Here it gets its job, is followed, and its failure is told."""
 
 import asyncio
-import contextlib
-import json
 import mmap
 import os
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 
-from forkypig.errors import DeadlineExceeded, NotPossibleNow, ResourceExhausted
+from forkypig.errors import NotPossibleNow, ResourceExhausted
 from forkypig.pager.index import References
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.order import PackOrder
-from forkypig.pager.packer import Job, Source
+from forkypig.pager.pack_job import Job, Source
+from forkypig.pager.packer_link import PackerLink
 from forkypig.pager.shelf import Shelf
 from forkypig.pager.snapshot import Snapshot
-
-log = structlog.get_logger()
-
-# The packer says something every 16 MiB. At the lowest priority on a busy host, or with a disk that is slow to sync,
-# that may take long; this is for one that hangs.
-_SILENCE_S = 300.0
-_END_S = 5.0  # a process that was killed ends at once, unless the disk holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +59,7 @@ class Packing:
             self.task.result()
         yield self.done_bytes, self.total_bytes
 
-    async def run(self, shelf: Shelf, layers: FrozenLayers) -> Packed:
+    async def run(self, shelf: Shelf, layers: FrozenLayers, packer: PackerLink) -> Packed:
         """Packs; when it returns the snapshot is durable. The index is complete, and its layers stay until then. Raises
         ResourceExhausted, NotPossibleNow or DeadlineExceeded; then the snapshot is as it was."""
         index = self._snapshot.memory.index
@@ -86,7 +76,6 @@ class Packing:
         try:
             await asyncio.to_thread(_write, references, regions)
             job = Job(
-                store=shelf.directory,
                 snapshot=self._snapshot.id,
                 parent=self._snapshot.parent_id,
                 memory_bytes=self._snapshot.size_bytes,
@@ -94,57 +83,28 @@ class Packing:
                 sources=sources,
                 order=self._order,
             )
-            said = await self._run_packer(job, shelf)
+            said = await packer.do(job, self._tell)
+            self._check(said, shelf)
             packed = await asyncio.to_thread(_read, references, index.pages)
         finally:
             os.close(references)
         disk = self._order.disk
         return Packed(packed, said["disk_bytes"], said["devices_bytes"], disk.base.path if disk else None)
 
-    async def _run_packer(self, job: Job, shelf: Shelf) -> dict[str, Any]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "forkypig.pager.packer"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=[job.references, *(source.fd for source in job.sources.values())],
-        )
-        try:
-            return await self._follow_packer(process, job, shelf)
-        finally:
-            # Also one that a cancellation left: it must not go on to write the manifest.
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+    def _tell(self, said: dict[str, Any]) -> None:
+        self.done_bytes, self.total_bytes = said["done"], said["total"]
+        self._news.set()
 
-    async def _follow_packer(self, process: asyncio.subprocess.Process, job: Job, shelf: Shelf) -> dict[str, Any]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(job.encode())
-        process.stdin.close()
-        while True:
-            try:
-                line = await asyncio.wait_for(process.stdout.readline(), _SILENCE_S)
-            except TimeoutError as error:
-                raise DeadlineExceeded(
-                    f"packing {self._snapshot.id} stood still for {_SILENCE_S:.0f} s: is the disk hung?"
-                ) from error
-            if not line:
-                status = await process.wait()
-                raise NotPossibleNow(
-                    f"{self._snapshot.id} was not packed: the process that did it ended (status {status}); try again"
-                )
-            said = json.loads(line)
-            if said.get("full"):
-                raise ResourceExhausted(
-                    f"{self._snapshot.id} can't be packed: {said['full']} ({shelf.free_bytes() >> 20} MiB are free); "
-                    "free some and pack it again (until then it stays in memory)"
-                )
-            if said.get("error"):
-                raise NotPossibleNow(f"{self._snapshot.id} can't be packed: {said['error']}")
-            self.done_bytes, self.total_bytes = said["done"], said["total"]
-            self._news.set()
-            if "disk_bytes" in said:
-                return dict(said)
+    def _check(self, said: dict[str, Any], shelf: Shelf) -> None:
+        """Raises what the packer says went wrong."""
+        if said.get("full"):
+            raise ResourceExhausted(
+                f"{self._snapshot.id} can't be packed: {said['full']} ({shelf.free_bytes() >> 20} MiB are free); "
+                "free some and pack it again (until then it stays in memory)"
+            )
+        if said.get("error"):
+            raise NotPossibleNow(f"{self._snapshot.id} can't be packed: {said['error']}")
+        self._tell(said)
 
 
 def _write(fd: int, regions: list[References]) -> None:

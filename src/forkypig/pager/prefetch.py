@@ -5,7 +5,7 @@ pause; then the guest runs on, and stands still for every page of its working se
 generation. So the reads from Bind until shortly after EndOfLoad are recorded, and a snapshot that is made of a
 descendant has these pages stored by FUSE_NOTIFY_STORE: the first ones as soon as it is bound, the others when its
 load is over, so that they don't keep the load waiting. What a start from a packed snapshot touched is kept on disk, and
-pushed when the next one begins with a cold cache.
+what of it the page cache has lost is pushed when the next one begins.
 
 notify_store waits for the lock of a page that a pending read holds, and only the event loop can answer that read: so it
 is never called there, but on a thread of its own (pyfuse3 releases the GIL in it). An answer needs nothing of that
@@ -19,10 +19,13 @@ from forkypig.pager.index import PageRun
 
 # Reads that come later than this after the first one are no start of anything.
 _LONGEST_S = 1.0
+# From a packed snapshot all that a start touches is far away: what a first command in the child needs is recorded too.
+PACKED_LONGEST_S = 4.0
 # A load touches some dozen pages, in read-ahead's pieces of 32 KiB. Pauses over 12 to 16 generations (medians, ms):
 # nothing pushed 33 to 45, 128 pages 27, 256 pages 24 to 28, 512 33, 2048 29.
 _LOAD_PAGES = 256
 _MOST_PAGES = 4096
+_PACKED_MOST_PAGES = 8192
 # Whether a pushed page is used nobody sees. So one run in so many is left out in turn: it is asked for if it is still
 # used, and comes back; else it is off the list.
 _LEFT_OUT_OF = 8
@@ -32,9 +35,10 @@ class Recording:
     """The pages that were asked for when machines started from a snapshot."""
 
     def __init__(self) -> None:
-        self.on = self.is_whole = False
+        self.on = False
         self._pages: dict[int, None] = {}  # an ordered set
         self._until = 0.0
+        self._longest_s, self._most_pages = _LONGEST_S, _MOST_PAGES
 
     @classmethod
     def of(cls, runs: Iterable[PageRun]) -> "Recording":
@@ -47,8 +51,16 @@ class Recording:
         """Begins. Pages that are pushed ahead are not asked for, but belong to the list."""
         self._pages = {}
         self._until = 0.0
-        self.on, self.is_whole = True, False
+        self.on = True
         self.expect(pushed)
+
+    @classmethod
+    def of_packed(cls, runs: Iterable[PageRun]) -> "Recording":
+        """One that is on, of a start from a packed snapshot, for which these pages are there."""
+        recording = cls.of(runs)
+        recording._longest_s, recording._most_pages = PACKED_LONGEST_S, _PACKED_MOST_PAGES
+        recording.on = True
+        return recording
 
     def expect(self, pushed: Iterable[PageRun]) -> None:
         """More is pushed."""
@@ -56,16 +68,16 @@ class Recording:
 
     def add(self, offset: int, length: int, now_s: float) -> None:
         """A read of [offset, offset + length) bytes."""
-        self._until = self._until or now_s + _LONGEST_S
+        self._until = self._until or now_s + self._longest_s
         pages = range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
-        if now_s > self._until or len(self._pages) + len(pages) > _MOST_PAGES:
+        if now_s > self._until or len(self._pages) + len(pages) > self._most_pages:
             self.on = False
             return
         self._pages.update(dict.fromkeys(pages))
 
     def finish(self) -> None:
-        """The start is over: nothing of it was missed, if it is still on."""
-        self.is_whole, self.on = self.on, False
+        """The start is over."""
+        self.on = False
 
     @property
     def runs(self) -> tuple[PageRun, ...]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import structlog
 
-from forkypig.chunks.format import PAGE_BYTES
 from forkypig.pager import cache, prefetch
 from forkypig.pager.content import Content
 from forkypig.pager.index import PageRun
 from forkypig.pager.prefetch import Recording
+from forkypig.pager.served import FileKind
 from forkypig.pager.shelf import Shelf
 from forkypig.pager.snapshot import Snapshot, State
 
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _START_S = 0.4
 # 256 KiB are read and go to the kernel at a time: a fault that comes in between waits for a millisecond at most.
 _PAGES_A_STEP = 64
-_LONGEST_LOAD_S = 30.0  # from opening the memory to the end of the load
+_FEW_PAGES = 32  # less than that is not worth a push
 
 
 def _steps(runs: Sequence[PageRun]) -> Iterator[list[PageRun]]:
@@ -51,6 +51,7 @@ class Starts:
         self._pusher = ThreadPoolExecutor(1, "push")
         self._pusher.submit(int)  # starts the thread: hostd raises the priority of those that are there at a split
         self._tasks: set[asyncio.Task[None]] = set()
+        self._beginning: set[str] = set()  # snapshots whose cached pages are looked at or pushed
         self._turns = itertools.count()
         self._last_touched: dict[int, tuple[PageRun, ...]] = {}  # by size: for snapshots without a parent
 
@@ -64,8 +65,10 @@ class Starts:
             self._spawn(self._push(snapshot, at_once))
 
     def begins(self, snapshot: Snapshot) -> None:
-        """A process has opened a packed snapshot's memory, and nobody had it open."""
-        self._spawn(self._begin(snapshot))
+        """A process has opened a packed snapshot's memory. Once for those that begin together."""
+        if snapshot.recording.runs and snapshot.id not in self._beginning:
+            self._beginning.add(snapshot.id)
+            self._spawn(self._begin(snapshot))
 
     def end_of_load(self, snapshot: Snapshot) -> None:
         """The load is over, and the machine runs."""
@@ -73,7 +76,7 @@ class Starts:
         if snapshot.state is State.FROZEN and later:
             snapshot.recording.expect(later)
             self._spawn(self._push(snapshot, later))
-        if snapshot.recording.on:
+        if snapshot.state is State.FROZEN and snapshot.recording.on:
             self._spawn(self._end(snapshot))
 
     async def close(self) -> None:
@@ -86,18 +89,27 @@ class Starts:
 
     async def _begin(self, snapshot: Snapshot) -> None:
         runs = snapshot.recording.runs
-        expected = sum(count for _, count in runs) * PAGE_BYTES
-        file = self._mount / snapshot.id / snapshot.memory.kind.value
-        if not runs or snapshot.recording.on or await asyncio.to_thread(cache.cached_bytes, file) >= expected // 2:
-            return
-        at_once, later = prefetch.split(runs, next(self._turns))
-        snapshot.recording.start(at_once + later)
-        with contextlib.suppress(OSError):  # whoever reads meets it again, and says it
-            await self.content.will_need(snapshot.memory, at_once + later)
-        await self._push(snapshot, at_once + later)
-        await asyncio.sleep(_LONGEST_LOAD_S)
-        if not snapshot.recording.is_whole:  # it was no start, or one so slow that what it touched is not known
-            snapshot.recording = Recording.of(runs)
+        try:
+            # Machines that run keep in the cache what they have only read. What they have written is their own, and may
+            # have left the cache: of that a new one has all to read.
+            missing = await asyncio.to_thread(cache.missing, self._mount / snapshot.id / FileKind.MEMORY.value, runs)
+            if sum(count for _, count in missing) < _FEW_PAGES:
+                return
+            if not snapshot.recording.on:
+                snapshot.recording = Recording.of_packed(runs)
+                self._spawn(self._end_of_packed(snapshot, snapshot.recording, runs))
+            with contextlib.suppress(OSError):  # whoever reads meets it again, and says it
+                await self.content.will_need(snapshot.memory, missing)
+            await self._push(snapshot, missing)
+        finally:
+            self._beginning.discard(snapshot.id)
+
+    async def _end_of_packed(self, snapshot: Snapshot, recording: Recording, runs: tuple[PageRun, ...]) -> None:
+        await asyncio.sleep(prefetch.PACKED_LONGEST_S)
+        # What was read first is worth the most: the list is of use also where there was more than it holds.
+        recording.finish()
+        if recording.runs != runs and snapshot.state is State.PACKED:
+            await asyncio.to_thread(self._shelf.save_touched, snapshot.id, recording.runs)
 
     async def _end(self, snapshot: Snapshot) -> None:
         await asyncio.sleep(_START_S)

@@ -6,6 +6,8 @@ It speaks to nothing but the controller's socket, except `local`, which starts a
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forkypig.sdk.access import AuditEntry as AuditEntry
+    from forkypig.sdk.access import Token as Token
     from forkypig.sdk.bisect import Bisected as Bisected
     from forkypig.sdk.bisect import Trial as Trial
     from forkypig.sdk.client import Forky as Forky
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AcquiredMachine": "pools",
+    "AuditEntry": "access",
     "Bisected": "bisect",
     "Check": "status",
     "Copied": "transfer",
@@ -33,10 +36,12 @@ _HOMES = {
     "Pool": "pools",
     "Process": "process",
     "Status": "status",
+    "Token": "access",
     "Trial": "bisect",
 }
 __all__ = [
     "AcquiredMachine",
+    "AuditEntry",
     "Bisected",
     "Check",
     "Copied",
@@ -48,6 +53,7 @@ __all__ = [
     "Pool",
     "Process",
     "Status",
+    "Token",
     "Trial",
 ]
 

@@ -15,6 +15,8 @@ import grpc
 
 from forkypig import errors, model
 from forkypig.sdk import local
+from forkypig.sdk.access import Access
+from forkypig.sdk.address import Endpoint, endpoint, identity
 from forkypig.sdk.bisect import Bisected, OnTrial, bisect
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
 from forkypig.sdk.diff import Diff, diff
@@ -27,7 +29,6 @@ from forkypig.v1 import common_pb2, controller_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert
 from forkypig.wire.config import change_to_wire, options_to_wire
-from forkypig.wire.metadata import with_metadata
 
 if TYPE_CHECKING:
     from forkypig.v1.controller_pb2_grpc import ControllerAsyncStub
@@ -38,16 +39,34 @@ _PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing, Tenancy, Pooling):
+class Forky(Storing, Access, Tenancy, Pooling):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(
-        self, home: str | Path | None = None, *, start: bool = True, on_progress: OnProgress | None = None
+        self,
+        home: str | Path | None = None,
+        *,
+        start: bool = True,
+        on_progress: OnProgress | None = None,
+        controller: str | None = None,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        tenant: str | None = None,
     ) -> None:
         """`home` None: FORKY_HOME, or the default. With `start` the daemons are started when they do not run;
-        `on_progress` is told of it. Raises InvalidRequest when the home can't be used."""
+        `on_progress` is told of it.
+
+        `controller`: another than the home's, as HOST:PORT (with TLS), unix:/PATH, or http://HOST:PORT on loopback.
+        `token`, `ca` (whom to believe), `certificate` and `key` (PEM files), `tenant` (to act in, as the operator) and
+        it are FORKY_CONTROLLER, FORKY_TOKEN, FORKY_CA, … where they are None.
+        Raises InvalidRequest when the home or an address can't be used, Unauthenticated for what can't be a token."""
         self.place = local.place(home)
-        self.socket = self.place.socket("controller")
+        named = os.environ.get("FORKY_CONTROLLER", "") if controller is None and home is None else controller
+        self._identity = identity(token, tenant)
+        self.socket: Endpoint = endpoint(named, ca, certificate, key) if named else self.place.socket("controller")
+        self.is_remote = bool(named)
         self._start, self._on_progress = start, on_progress
         self._channel: grpc.aio.Channel | None = None
         self._stub: ControllerAsyncStub | None = None
@@ -58,12 +77,13 @@ class Forky(Storing, Tenancy, Pooling):
         Raises HostUnreachable when they do not run, or do not start."""
         if self._channel is not None:
             return self
-        if self._start and not local.all_run(self.place):
+        if self.is_remote:
+            pass
+        elif self._start and not local.all_run(self.place):
             await local.up(self.place, self._on_progress)
-        elif not self.socket.exists():
+        elif isinstance(self.socket, Path) and not self.socket.exists():
             raise errors.HostUnreachable(f"nothing runs in {self.place.home}: start it with `forky up`")
-        tenant = os.environ.get("FORKY_TENANT", "")
-        self._channel = with_metadata(open_channel(self.socket), [("forky-tenant", tenant)] if tenant else [])
+        self._channel = open_channel(self.socket, self._identity)
         self._stub = controller_pb2_grpc.ControllerStub(self._channel)
         return self
 
@@ -318,7 +338,11 @@ class Forky(Storing, Tenancy, Pooling):
 
     async def status(self) -> Status:
         """What runs, on which accelerator and why."""
-        return await local.status(self.place)
+        if not self.is_remote:
+            return await local.status(self.place)
+        with calls(self.socket):
+            answer = await self.controller.GetStatus(_EMPTY, timeout=QUICK_S)
+        return Status(home=Path(answer.home)).with_answer(answer)
 
     async def doctor(self) -> Sequence[Check]:
         """Every requirement, whether it holds, and how to mend it."""

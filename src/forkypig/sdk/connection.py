@@ -1,4 +1,4 @@
-"""The channel to a daemon's Unix socket, and what its failures are called.
+"""The channel to a daemon, and what its failures are called.
 
 Deadlines are generous on purpose: they end a wait on a daemon that hangs, they do not hurry one that works. Under
 TCG on a busy computer one boot takes tens of seconds.
@@ -13,6 +13,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forkypig import errors
+from forkypig.sdk.address import Endpoint, Identity, Remote
+from forkypig.sdk.resilient import Channel
 from forkypig.wire import status
 
 _T = TypeVar("_T")
@@ -31,15 +33,28 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
+# A connection over a network that has died silently (a laptop that slept) is noticed.
+_FAR_OPTIONS = (("grpc.keepalive_time_ms", 60_000), ("grpc.keepalive_timeout_ms", 20_000))
 
 
-def open_channel(socket: Path) -> grpc.aio.Channel:
-    """A channel to `socket`; nothing is connected until the first call."""
-    return grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+def open_channel(socket: Endpoint, identity: Identity | None = None) -> grpc.aio.Channel:
+    """A channel to `socket`, or to an address; nothing is connected until the first call. With an identity its calls
+    say whose they are, and come again when the connection breaks. Raises OSError where a file can't be read."""
+    if isinstance(socket, Path):
+        channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+    elif socket.tls:
+        authorities, certificate, key = (
+            path.read_bytes() if path is not None else None for path in (socket.ca, socket.certificate, socket.key)
+        )
+        credentials = grpc.ssl_channel_credentials(authorities, key, certificate)
+        channel = grpc.aio.secure_channel(str(socket.at), credentials, options=(*_OPTIONS, *_FAR_OPTIONS))
+    else:
+        channel = grpc.aio.insecure_channel(str(socket.at), options=(*_OPTIONS, *_FAR_OPTIONS))
+    return Channel(channel, identity.metadata()) if identity is not None else channel
 
 
 @contextmanager
-def calls(socket: Path) -> Iterator[None]:
+def calls(socket: Endpoint) -> Iterator[None]:
     """Turns gRPC's errors into ours; one that comes from the transport names the socket and the way out."""
     try:
         yield
@@ -47,13 +62,21 @@ def calls(socket: Path) -> Iterator[None]:
         ours = status.from_rpc_error(error)
         if isinstance(ours, errors.HostUnreachable) and not _said_by_daemon(error):
             ours = errors.HostUnreachable(
-                f"the {socket.stem} at {socket} can't be reached: start it with `forky up`, "
+                f"the controller at {socket} can't be reached: {_what_to_do(socket)}"
+                if not isinstance(socket, Path)
+                else f"the {socket.stem} at {socket} can't be reached: start it with `forky up`, "
                 f"or see {socket.parent.parent / 'logs'}"
             )
         raise ours from error
 
 
-async def translated(socket: Path, stream: AsyncIterable[_T]) -> AsyncIterator[_T]:
+def _what_to_do(remote: Remote) -> str:
+    """gRPC's details say only sometimes that a certificate was the reason."""
+    told = "see FORKY_CONTROLLER, and whether it listens there (FORKY_LISTEN)"
+    return f"{told}; FORKY_CA is to be the ca.crt of its `forky auth init`" if remote.tls else told
+
+
+async def translated(socket: Endpoint, stream: AsyncIterable[_T]) -> AsyncIterator[_T]:
     """The items of `stream`, with errors as in `calls`."""
     with calls(socket):
         async for item in stream:

@@ -45,6 +45,16 @@ def place(home: str | Path | None = None) -> Home:
     return found
 
 
+def own_place() -> Home:
+    """As `place`, for what works on this computer alone. Raises InvalidRequest when another's controller is chosen."""
+    if named := os.environ.get("FORKY_CONTROLLER", ""):
+        raise errors.InvalidRequest(
+            f"this works on the controller's own computer alone, and FORKY_CONTROLLER is {named[:80]}: run it there, "
+            "or unset FORKY_CONTROLLER"
+        )
+    return place()
+
+
 def daemons() -> tuple[str, ...]:
     """Those of a home: the controller alone, where FORKY_HOSTD names the hostd of another."""
     return ("controller",) if os.environ.get("FORKY_HOSTD") else DAEMONS

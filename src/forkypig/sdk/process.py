@@ -12,13 +12,13 @@ import asyncio
 import signal as signals
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 import grpc
 
 from forkypig import errors
+from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import calls
 from forkypig.v1 import agent_pb2, agent_pb2_grpc
 from forkypig.wire.ending import Ending
@@ -80,7 +80,7 @@ class Command:
 class Process:
     """A running command. Made by `Machine.process`; use as an asynchronous context manager."""
 
-    def __init__(self, channel: grpc.aio.Channel, socket: Path, machine: str, command: Command) -> None:
+    def __init__(self, channel: grpc.aio.Channel, socket: Endpoint, machine: str, command: Command) -> None:
         self._stub = agent_pb2_grpc.AgentStub(channel)
         self._socket, self._machine, self._command = socket, machine, command
         self._call: _Call | None = None

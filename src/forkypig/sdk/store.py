@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import grpc
 
 from forkypig import errors, model, signatures
+from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import calls
 from forkypig.v1 import store_pb2 as pb
 from forkypig.v1 import store_pb2_grpc
@@ -87,7 +88,7 @@ class CheckedStore:
 class Storing:
     """The part of `Forky` that is about the store."""
 
-    socket: Path
+    socket: Endpoint
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -221,7 +222,7 @@ class Storing:
         raise errors.InternalError("the transfer ended without a result: the daemons' logs say more")
 
 
-async def _followed(socket: Path, call: Any, on_progress: OnProgress | None) -> AsyncGenerator[Any, None]:
+async def _followed(socket: Endpoint, call: Any, on_progress: OnProgress | None) -> AsyncGenerator[Any, None]:
     """What a stream says besides progress."""
     ending = Ending(call)
     try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -10,6 +9,7 @@ import grpc
 from forkypig import model
 from forkypig.model.access import EVERY_TENANT
 from forkypig.model.tenants import Quota, Tenant, Usage
+from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import MACHINE_S, QUICK_S, calls
 from forkypig.v1 import common_pb2, tenants_pb2_grpc
 from forkypig.v1 import tenants_pb2 as pb
@@ -44,7 +44,7 @@ class Ksm:
 class Tenancy:
     """The part of `Forky` that is about tenants."""
 
-    socket: Path
+    socket: Endpoint
 
     @property
     def channel(self) -> grpc.aio.Channel:

@@ -18,6 +18,7 @@ import grpc
 
 from forkypig import errors
 from forkypig.sdk import archive
+from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import QUICK_S, calls
 from forkypig.v1 import agent_pb2, agent_pb2_grpc
 from forkypig.wire.ending import Ending
@@ -116,7 +117,7 @@ def guest_path(path: str) -> str:
 class Transfer:
     """The file verbs of one machine."""
 
-    def __init__(self, channel: grpc.aio.Channel, socket: Path, machine: str, name: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, socket: Endpoint, machine: str, name: str) -> None:
         self._stub = agent_pb2_grpc.AgentStub(channel)
         self._socket, self._machine, self._name = socket, machine, name
 

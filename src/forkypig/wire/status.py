@@ -5,6 +5,7 @@ class, so that our own client raises exactly what the daemon raised. gRPC's own 
 mapped too.
 """
 
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -16,6 +17,8 @@ from forkypig import errors
 _T = TypeVar("_T")
 
 _METADATA_KEY = "forky-error"
+# When a client may try again, in ms, as gRPC's own retries read it (gRFC A6).
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 STATUS: dict[type[errors.ForkyError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -24,6 +27,8 @@ STATUS: dict[type[errors.ForkyError], grpc.StatusCode] = {
     errors.NotPossibleNow: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Busy: grpc.StatusCode.ABORTED,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyRequests: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
     errors.GuestUnresponsive: grpc.StatusCode.UNAVAILABLE,
@@ -40,6 +45,8 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.ForkyError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
 }
 
 
@@ -58,7 +65,10 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
 
         structlog.get_logger().error("call failed", exc_info=error)
         error = errors.InternalError(f"an unexpected error ({type(error).__name__}): the daemons' logs say more")
-    await context.abort(STATUS[type(error)], str(error), ((_METADATA_KEY, type(error).__name__),))
+    metadata: tuple[tuple[str, str], ...] = ((_METADATA_KEY, type(error).__name__),)
+    if isinstance(error, errors.TooManyRequests):
+        metadata = (*metadata, (_PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
+    await context.abort(STATUS[type(error)], str(error), metadata)
     raise AssertionError("abort() returned")
 
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, Text, bindparam, case, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller import retried
 from forkypig.controller.principal import principal
 from forkypig.controller.store.engine import owner_of
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
+from forkypig.errors import Busy
 from forkypig.model import MachineId, SnapshotId
 
 # Made once: to put a statement together takes longer than to run it.
@@ -56,11 +59,11 @@ async def add(
     tenant: str | None = None,
     **arguments: str | float | bool,
 ) -> Intent:
-    """Writes down what is going to be done, by the controller whose transaction it is. `tenant` None: that of whoever
-    asks."""
-    owner, now = owner_of(connection), now_us()
-    whose = principal().tenant if tenant is None else tenant
-    values = {
+    """Writes down what is going to be done, by the controller whose transaction it is, and which request of a caller it
+    is, where that can come again. `tenant` None: that of whoever asks."""
+    owner, whose = owner_of(connection), principal().tenant if tenant is None else tenant
+    now = now_us()
+    values: dict[str, Any] = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
         "machines": json.dumps(machines),
@@ -72,7 +75,18 @@ async def add(
         "tenant": whose,
         "owner": owner,
     }
-    number = (await connection.execute(_ADD, values)).scalar_one()
+    if (asked := retried.take(kind)) is not None:
+        # One that was undone has made nothing; the request is asked anew.
+        await connection.execute(
+            update(table)
+            .where(table.c.request == asked.request, table.c.status == IntentStatus.UNDONE.value)
+            .values(request=None)
+        )
+        values |= {"request": asked.request, "content_sha256": asked.content_sha256}
+    try:
+        number = (await connection.execute(_ADD, values)).scalar_one()
+    except IntegrityError as error:
+        raise Busy("this request", "another controller has taken it up") from error
     if number % _TRIM_EVERY == 0:
         old = (table.c.id <= number - KEPT) & (table.c.started_us < now - _COUNTED_US)
         await connection.execute(delete(table).where(old, table.c.status.not_in(_OPEN)))
@@ -86,6 +100,12 @@ async def add(
         tenant=whose,
         owner=owner,
     )
+
+
+async def of_request(connection: AsyncConnection, request: str) -> tuple[Intent, str] | None:
+    """The operation that a request has begun, and the hash of what was asked; None where there is none."""
+    row = (await connection.execute(select(table).where(table.c.request == request))).one_or_none()
+    return (_intent(row), row.content_sha256) if row is not None else None
 
 
 async def end(connection: AsyncConnection, intent: Intent, status: IntentStatus, error: str = "") -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -124,10 +125,39 @@ operations = Table(
     Column("error", Text, nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
+    # Of the call that asked for it, where that had an idempotency key; see controller/retries.py.
+    Column("request", String(64)),
+    Column("content_sha256", String(64)),
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     Column("owner", BigInteger),  # the fencing number of the controller that is at it, where several share a database
 )
 Index("ix_operations_status", operations.c.status)
+Index("ix_operations_request", operations.c.request, unique=True)
+
+# What was answered to requests with an idempotency key.
+answers = Table(
+    "answers",
+    metadata,
+    Column("request", String(64), primary_key=True),
+    Column("content_sha256", String(64), nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("time_us", BigInteger, nullable=False, index=True),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("tenant", String(63), nullable=False, index=True),
+    Column("role", String(16), nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),  # 0 in this and the others: never
+    Column("last_used_us", BigInteger, nullable=False),
+    Column("revoked_us", BigInteger, nullable=False),
+    Column("created_by", String(128), nullable=False),
+)
 Index("ix_operations_tenant", operations.c.tenant, operations.c.started_us)
 
 events = Table(

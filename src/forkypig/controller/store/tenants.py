@@ -6,7 +6,16 @@ from typing import Any
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from forkypig.controller.store.tables import events, image_owners, images, machines, operations, shares, snapshots
+from forkypig.controller.store.tables import (
+    events,
+    image_owners,
+    images,
+    machines,
+    operations,
+    shares,
+    snapshots,
+    tokens,
+)
 from forkypig.controller.store.tables import tenants as table
 from forkypig.model.tenants import Quota, Tenant
 
@@ -79,9 +88,10 @@ async def things(connection: AsyncConnection, name: str) -> dict[str, int]:
 
 
 async def delete_one(connection: AsyncConnection, name: str) -> None:
-    """With what others share with it and what was told of it: another of its name begins anew."""
+    """With its tokens, what others share with it and what was told of it: another of its name begins anew."""
     await connection.execute(delete(shares).where(shares.c.tenant == name))
     await connection.execute(delete(image_owners).where(image_owners.c.tenant == name))
     await connection.execute(delete(events).where(events.c.tenant == name))
     await connection.execute(delete(operations).where(operations.c.tenant == name))
+    await connection.execute(delete(tokens).where(tokens.c.tenant == name))
     await connection.execute(delete(table).where(table.c.name == name))

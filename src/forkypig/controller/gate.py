@@ -1,0 +1,54 @@
+"""Who a call comes from, by what came with it: a token, a certificate, or the socket that it came in by.
+
+A token counts wherever it is sent; it is what somebody means to be. Without one, over TCP a certificate of our
+authority counts, over Unix sockets the user. The controller's own socket is 0600 in a directory that is 0700: only the
+owner and root can connect, as the kernel sees to, and these are the operator.
+"""
+
+from collections.abc import Mapping
+
+from forkypig.certificates.presented import Watched
+from forkypig.controller.local_users import LocalUsers
+from forkypig.controller.principal import in_tenant
+from forkypig.controller.store import Store, tenants
+from forkypig.controller.tokens import Tokens
+from forkypig.errors import NotFound, Unauthenticated
+from forkypig.model.access import DEFAULT_TENANT, Principal, Role
+
+OPERATOR = Principal("operator", DEFAULT_TENANT, Role.ADMIN, operator=True)
+_SCHEME = "bearer "
+
+
+class Gate:
+    """Knows all ways in."""
+
+    def __init__(self, store: Store, tokens: Tokens, certificates: Watched, local_users: LocalUsers) -> None:
+        self._store = store
+        self._tokens, self._certificates, self._local_users = tokens, certificates, local_users
+
+    async def who(self, metadata: Mapping[str, str], peer: str, certificate: bytes | None = None) -> Principal:
+        """`metadata`: the call's, keys in lower case; `peer`: as gRPC names it; `certificate`: PEM, found to be of our
+        authority by TLS. Raises Unauthenticated, without saying why; PermissionDenied for another's tenant, NotFound
+        for one that the operator names and that is not there."""
+        found = await self._found(metadata, peer, certificate)
+        if found is None:
+            raise Unauthenticated
+        who = in_tenant(found, metadata.get("forky-tenant", ""))
+        if who.tenant != DEFAULT_TENANT:
+            async with self._store.read() as tx:
+                there = await tenants.get(tx, who.tenant) is not None
+            if not there:
+                # Whose token or certificate outlives their tenant is nobody any more.
+                raise NotFound("tenant", who.tenant, "see forky tenant ls") if who.operator else Unauthenticated()
+        return who
+
+    async def _found(self, metadata: Mapping[str, str], peer: str, certificate: bytes | None) -> Principal | None:
+        if (credentials := metadata.get("authorization")) is not None:
+            if not credentials.lower().startswith(_SCHEME):
+                return None
+            return await self._tokens.principal_of(credentials[len(_SCHEME) :].strip())
+        if certificate is not None:
+            return self._certificates.principal_of(certificate)
+        if not peer.startswith("unix"):
+            return None
+        return self._local_users.principal_of(peer) if self._local_users.is_ours(peer) else OPERATOR
