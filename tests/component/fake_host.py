@@ -261,6 +261,15 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         self.change(request.machine, state=RUNNING)
         return self.machines[request.machine]
 
+    async def AcquireMachine(self, request: Any, context: Any) -> common.Machine:
+        return await self._answer("AcquireMachine", request, context)
+
+    async def _do_AcquireMachine(self, request: Any) -> common.Machine:
+        if request.machine not in self.machines:
+            raise NotFound("machine", request.machine)
+        self.change(request.machine, state=RUNNING, name=request.name)
+        return self.machines[request.machine]
+
     async def StopMachine(self, request: Any, context: Any) -> common.Machine:
         return await self._answer("StopMachine", request, context)
 

@@ -40,6 +40,44 @@ def machine(info: model.Machine) -> Document:
     }
 
 
+def pool(status: model.PoolStatus) -> Document:
+    pool = status.pool
+    return {
+        "id": pool.id,
+        "name": pool.name,
+        "from": pool.source,
+        "image_id": pool.image,
+        "snapshot": pool.snapshot,
+        "cpus": pool.shape.cpus,
+        "memory_mib": pool.shape.memory_mib,
+        "disk_mib": pool.shape.disk_mib,
+        "target": pool.target,
+        "max": pool.max,
+        "ready": status.ready,
+        "filling": status.filling,
+        "acquired": status.acquired,
+        "waiting": status.waiting,
+        "wanted": status.wanted,
+        "failure": status.failure or None,
+        "created_us": pool.created_us,
+        "machines": [machine(each) for each in status.machines],
+        "leases": [lease(each) for each in status.leases],
+    }
+
+
+def lease(info: model.Lease) -> Document:
+    return {
+        "machine": info.machine,
+        "machine_name": info.machine_name,
+        "pool": info.pool_name,
+        "holder": info.holder,
+        "labels": dict(info.labels),
+        "ttl_s": info.ttl_s,
+        "acquired_us": info.acquired_us,
+        "expires_us": info.expires_us,
+    }
+
+
 def _network(config: model.MachineConfig) -> Document:
     policy = config.network
     return {

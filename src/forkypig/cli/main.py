@@ -23,6 +23,7 @@ from forkypig.cli import (
     ksm,
     machines,
     observing,
+    pools,
     runtime,
     store,
     surroundings,
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ROOMS = (
-    *(machines, forks, history, diff, execution, copying, surroundings, store, observing, daemons, tenants),
+    *(machines, forks, history, diff, execution, copying, surroundings, pools, store, observing, daemons, tenants),
     *(audit, completion),
 )
 for room in ROOMS:
@@ -47,6 +48,7 @@ for room in ROOMS:
 app.add_typer(config.app, name="config")
 app.add_typer(images.app, name="image")
 app.add_typer(ksm.app, name="ksm")
+app.add_typer(pools.pool, name="pool")
 app.add_typer(store.keys, name="key")
 app.add_typer(auth.auth, name="auth")
 app.add_typer(tenants.tenants, name="tenant")

@@ -24,6 +24,8 @@ from forkypig.controller.local_users import LocalUsers
 from forkypig.controller.metrics import Metrics, serving
 from forkypig.controller.observe_service import ObservationServicer
 from forkypig.controller.peers import Peers
+from forkypig.controller.pool_servicer import PoolServicer
+from forkypig.controller.pools import Pools
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -42,11 +44,14 @@ from forkypig.v1 import (
     auth_pb2_grpc,
     controller_pb2_grpc,
     observe_pb2_grpc,
+    pools_pb2_grpc,
     store_pb2_grpc,
     tenants_pb2_grpc,
 )
 
-SERVICES = tuple(f"forkypig.v1.{name}" for name in ("Controller", "Agent", "Store", "Observation", "Tenants", "Auth"))
+SERVICES = tuple(
+    f"forkypig.v1.{name}" for name in ("Controller", "Agent", "Store", "Pools", "Observation", "Tenants", "Auth")
+)
 
 
 class _Ended(Exception):
@@ -59,6 +64,7 @@ class App:
 
     desk: Desk
     operations: Operations
+    pools: Pools
     access: Access
     usage: Usage
     metrics: Metrics
@@ -73,9 +79,9 @@ class App:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent_pb2_grpc.add_AgentServicer_to_server(
-            AgentServicer(self.desk.store, self.desk.host, self.desk.admission), server
-        )
+        agent = AgentServicer(self.desk.store, self.desk.host, self.desk.admission, self.pools.leases)
+        agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
+        pools_pb2_grpc.add_PoolsServicer_to_server(PoolServicer(self.pools), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
         observation = ObservationServicer(self.desk.store, self.usage, self.metrics)
         observe_pb2_grpc.add_ObservationServicer_to_server(observation, server)
@@ -102,11 +108,13 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             desk = Desk(store, host, journal, reconciler, peers, admission)
             collector = Collector(desk)
             images = Images(desk, collector)
-            forks = Forks(desk)
+            forks, templates = Forks(desk), Templates(desk)
+            changes = Changes(desk, forks)
+            pools = Pools(desk, changes, images, templates)
             operations = Operations(
-                runs=Runs(desk, images, Templates(desk)),
+                runs=Runs(desk, images, templates, pools),
                 forks=forks,
-                changes=Changes(desk, forks),
+                changes=changes,
                 collector=collector,
                 tags=Tags(desk),
                 images=images,
@@ -119,8 +127,9 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             tasks.create_task(names_file.keep(store, settings.names_file))
             usage = Usage(desk)
             metrics = Metrics(usage, host.measured.registry)
+            tasks.create_task(pools.run())
             try:
-                yield App(desk, operations, access, usage, metrics, asyncio.Event())
+                yield App(desk, operations, pools, access, usage, metrics, asyncio.Event())
             except ForkyError as error:
                 failure = error  # of its own, not one of a group
             await journal.stop()

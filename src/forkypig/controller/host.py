@@ -235,6 +235,12 @@ class Host:
             answer = await self.stub.ResumeMachine(pb.HostMachineRequest(machine=machine), timeout=CHANGE_S)
         return convert.machine_from_wire(answer)
 
+    async def acquire(self, machine: MachineId, name: str) -> Machine:
+        """Lets a machine that waited in a pool run."""
+        request = pb.HostAcquireMachineRequest(machine=machine, name=name)
+        with host_errors():
+            return convert.machine_from_wire(await self.stub.AcquireMachine(request, timeout=CHANGE_S))
+
     async def stop(self, machine: MachineId, *, force: bool) -> Machine:
         with host_errors():
             request = pb.HostStopMachineRequest(machine=machine, force=force)

@@ -82,9 +82,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
                 if isinstance(update, Progress):
                     yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
                 else:
-                    machine, ready_ms = update
-                    self._desk.host.measured.ran(ready_ms)
-                    result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
+                    self._desk.host.measured.ran(update.ready_ms)
+                    result = pb.RunResult(
+                        machine=self._machine(update.machine), ready_ms=update.ready_ms, pool=update.pool
+                    )
                     yield pb.RunMachineResponse(result=result)
 
     @answered

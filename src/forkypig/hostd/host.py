@@ -40,6 +40,7 @@ log = structlog.get_logger()
 
 # A daemon is killed some time after it was asked to end; what is in the middle then is taken up by adoption.
 _OPERATIONS_END_S = 5.0
+_LAST_OPERATIONS_S = 120.0  # a fork of a hundred children on two cores takes seconds
 _MOVE_TIMEOUT_S = 10.0  # the channel itself moves in a millisecond
 
 
@@ -69,6 +70,7 @@ class Host:
         self.pool = ShellPool(self.maker, settings.shells)
         # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
+        self.background_births = asyncio.Semaphore(1)  # of their own: who waits must not wait for one that stands back
         self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
         self.packing_turn = asyncio.Lock()
         self.folding = Folding(self)
@@ -76,6 +78,7 @@ class Host:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._operations: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[Machine]] = set()
+        self.ending = False  # no machine begins any more
 
     # -- what it runs on -----------------------------------------------------------------------------------------
 
@@ -140,7 +143,9 @@ class Host:
         return live
 
     def new_machine(self, record: MachineRecord) -> LiveMachine:
-        """Takes up a machine and writes it down."""
+        """Takes up a machine and writes it down. Raises NotPossibleNow while all of them are ended."""
+        if self.ending:
+            raise NotPossibleNow("Forky Pig is being shut down, so no machine can begin: when it has ended, forky up")
         if record.machine.id in self.machines:
             raise AlreadyExists("machine", record.machine.id)
         live = LiveMachine(record, self.machine_saver)
@@ -409,6 +414,12 @@ class Host:
     def _log_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.error("background task failed", task=task.get_name(), exc_info=task.exception())
+
+    async def begin_end(self) -> None:
+        """From here on no machine begins; waits for those that are on their way, and for what else is under way."""
+        self.ending = True
+        if self._operations:
+            await asyncio.wait(self._operations, timeout=_LAST_OPERATIONS_S)
 
     async def close(self) -> None:
         """Lets operations come to their end, then lets go of everything; machines and frozen processes go on."""

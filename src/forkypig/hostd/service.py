@@ -15,6 +15,7 @@ import structlog
 from forkypig.daemon.server import daemon_message
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
 from forkypig.hostd import (
+    acquire,
     boot,
     children,
     comparison,
@@ -220,6 +221,12 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def ResumeMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         return convert.machine_to_wire(await self._to_the_end("resume", lifecycle.resume_machine(live)))
+
+    @answered
+    async def AcquireMachine(self, request: host_pb.HostAcquireMachineRequest, context: _Context) -> pb.Machine:
+        live, name = self._host.machine(request.machine), check_name("machine", request.name)
+        work = acquire.acquire_machine(self._host, live, name)
+        return convert.machine_to_wire(await self._to_the_end("acquire", work))
 
     @answered
     async def StopMachine(self, request: host_pb.HostStopMachineRequest, context: _Context) -> pb.Machine:

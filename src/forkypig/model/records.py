@@ -6,7 +6,7 @@ from enum import Enum
 
 from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.config import MachineConfig
-from forkypig.model.ids import ImageId, MachineId, SnapshotId
+from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 
 
 class MachineState(Enum):
@@ -59,6 +59,7 @@ class Machine:
     created_us: int = 0
     operation: str = ""  # what is being done to it now
     config: MachineConfig = MachineConfig()
+    pool: PoolId | None = None  # it waits there to be acquired, and is nobody's until then
     tenant: str = DEFAULT_TENANT  # whose it is
 
 

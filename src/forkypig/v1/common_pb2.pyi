@@ -477,10 +477,13 @@ class ForkOptions(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     QUIESCE_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     """hand the children out paused"""
     quiesce: _builtins.bool
     """freeze the guest's user processes before the split, until each has its own entropy"""
+    background: _builtins.bool
+    """one after the other, and behind everything else that wants the CPU"""
     @_builtins.property
     def forget(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """environment variables whose values are gone in children"""
@@ -491,10 +494,11 @@ class ForkOptions(_message.Message):
         paused: _builtins.bool = ...,
         quiesce: _builtins.bool = ...,
         forget: _abc.Iterable[_builtins.str] | None = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "paused", b"paused", "quiesce", b"quiesce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "forget", b"forget", "paused", b"paused", "quiesce", b"quiesce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
