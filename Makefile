@@ -6,7 +6,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 PYTEST := $(BIN)/python -m pytest
 CHECKED := src tests scripts $(wildcard bench)
 
-.PHONY: help setup image check test test-quick demo bench stubs lock clean
+.PHONY: help setup image check test test-quick demo bench stubs openapi lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -40,6 +40,9 @@ bench: setup ## the benchmarks, into bench/results
 
 stubs: ## generate src/forkypig/v1 from proto/
 	scripts/stubs src
+
+openapi: ## write docs/openapi.json from the REST API
+	$(BIN)/python scripts/openapi.py
 
 lock: ## resolve requirements.txt anew from pyproject.toml (needs a network)
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --extra dev -p 3.11 \

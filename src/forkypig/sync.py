@@ -598,6 +598,9 @@ class Forky:
     def status(self) -> Status:
         return self._open.run(self._inner.status())
 
+    def remote_status(self) -> Status:
+        return self._open.run(self._inner.remote_status())
+
     def doctor(self) -> Sequence[Check]:
         return self._open.run(self._inner.doctor())
 

@@ -22,6 +22,7 @@ from forkypig.cli import (
     images,
     ksm,
     machines,
+    mcp,
     observing,
     pools,
     runtime,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 ROOMS = (
     *(machines, forks, history, diff, execution, copying, surroundings, pools, store, observing, daemons, tenants),
-    *(audit, completion),
+    *(audit, mcp, completion),
 )
 for room in ROOMS:
     app.registered_commands += room.app.registered_commands

@@ -62,6 +62,11 @@ class Settings(HomePaths, BaseSettings):
     audit_file_mib: int = 16  # then a new one is begun
     audit_files: int = 10  # kept besides, compressed
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
+    # the REST API's address: HOST:PORT, or a Unix socket's path; unix: HOME/run/rest.sock; "": none
+    rest: str = ""
+    # PEM files; without them the REST API listens on loopback and Unix sockets alone
+    rest_certificate: str = ""
+    rest_key: str = ""
     # HOST:PORT where the controller serves /metrics, on loopback; "": nowhere
     metrics: Annotated[str, AfterValidator(_address)] = ""
 

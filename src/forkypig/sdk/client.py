@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from forkypig.v1.controller_pb2_grpc import ControllerAsyncStub
 
 OnProgress = Callable[[model.Progress], None]
+WrapChannel = Callable[[grpc.aio.Channel], grpc.aio.Channel]
 _EMPTY = common_pb2.Empty()
 _PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
@@ -55,14 +56,17 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         tenant: str | None = None,
+        wrap_channel: WrapChannel | None = None,
     ) -> None:
         """`home` None: FORKY_HOME, or the default. With `start` the daemons are started when they do not run;
         `on_progress` is told of it.
 
         `controller`: another than the home's, as HOST:PORT (with TLS), unix:/PATH, or http://HOST:PORT on loopback.
         `token`, `ca` (whom to believe), `certificate` and `key` (PEM files), `tenant` (to act in, as the operator) and
-        it are FORKY_CONTROLLER, FORKY_TOKEN, FORKY_CA, … where they are None.
+        it are FORKY_CONTROLLER, FORKY_TOKEN, FORKY_CA, … where they are None. `wrap_channel` puts something around
+        gRPC's own channel, for whoever passes the calls of others on.
         Raises InvalidRequest when the home or an address can't be used, Unauthenticated for what can't be a token."""
+        self._wrap_channel = wrap_channel
         self.place = local.place(home)
         named = os.environ.get("FORKY_CONTROLLER", "") if controller is None and home is None else controller
         self._identity = identity(token, tenant)
@@ -84,7 +88,7 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
             await local.up(self.place, self._on_progress)
         elif isinstance(self.socket, Path) and not self.socket.exists():
             raise errors.HostUnreachable(f"nothing runs in {self.place.home}: start it with `forky up`")
-        self._channel = open_channel(self.socket, self._identity)
+        self._channel = open_channel(self.socket, self._identity, self._wrap_channel)
         self._stub = controller_pb2_grpc.ControllerStub(self._channel)
         return self
 
@@ -341,6 +345,12 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
         """What runs, on which accelerator and why."""
         if not self.is_remote:
             return await local.status(self.place)
+        with calls(self.socket):
+            answer = await self.controller.GetStatus(_EMPTY, timeout=QUICK_S)
+        return Status(home=Path(answer.home)).with_answer(answer)
+
+    async def remote_status(self) -> Status:
+        """As `status`, of what the controller says alone: for callers that are on another computer than it."""
         with calls(self.socket):
             answer = await self.controller.GetStatus(_EMPTY, timeout=QUICK_S)
         return Status(home=Path(answer.home)).with_answer(answer)

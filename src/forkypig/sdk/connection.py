@@ -4,7 +4,7 @@ Deadlines are generous on purpose: they end a wait on a daemon that hangs, they 
 TCG on a busy computer one boot takes tens of seconds.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -37,9 +37,14 @@ _OPTIONS = (
 _FAR_OPTIONS = (("grpc.keepalive_time_ms", 60_000), ("grpc.keepalive_timeout_ms", 20_000))
 
 
-def open_channel(socket: Endpoint, identity: Identity | None = None) -> grpc.aio.Channel:
+def open_channel(
+    socket: Endpoint,
+    identity: Identity | None = None,
+    wrap: Callable[[grpc.aio.Channel], grpc.aio.Channel] | None = None,
+) -> grpc.aio.Channel:
     """A channel to `socket`, or to an address; nothing is connected until the first call. With an identity its calls
-    say whose they are, and come again when the connection breaks. Raises OSError where a file can't be read."""
+    say whose they are, and come again when the connection breaks; `wrap` goes around gRPC's own channel.
+    Raises OSError where a file can't be read."""
     carried = tracing.interceptors()
     if isinstance(socket, Path):
         channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS, interceptors=carried)
@@ -51,6 +56,8 @@ def open_channel(socket: Endpoint, identity: Identity | None = None) -> grpc.aio
         channel = grpc.aio.secure_channel(str(socket.at), credentials, (*_OPTIONS, *_FAR_OPTIONS), interceptors=carried)
     else:
         channel = grpc.aio.insecure_channel(str(socket.at), (*_OPTIONS, *_FAR_OPTIONS), interceptors=carried)
+    if wrap is not None:
+        channel = wrap(channel)
     return Channel(channel, identity.metadata()) if identity is not None else channel
 
 

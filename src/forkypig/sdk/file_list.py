@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forkypig import errors
+from forkypig.sdk.transfer import guest_path
 
 if TYPE_CHECKING:
     from forkypig.sdk.machine import Machine
@@ -38,6 +39,26 @@ def walk(directory):
         if stat.S_ISDIR(found.st_mode) and found.st_dev == root:
             walk(entry.path)
 walk(b"/")
+"""
+
+# The same nine fields per entry of one directory, in the order of their names, at most as many as asked for.
+_DIRECTORY = r"""
+import os, stat, sys
+directory, most = os.fsencode(sys.argv[1]), int(sys.argv[2])
+try:
+    names = sorted(os.listdir(directory))
+except OSError as error:
+    sys.exit(error.strerror)
+for name in names[:most]:
+    path = os.path.join(directory, name)
+    try:
+        found = os.lstat(path)
+        target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else b""
+    except OSError:
+        continue
+    values = (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_size,
+              found.st_mtime_ns, found.st_ctime_ns)
+    sys.stdout.buffer.write(b"\0".join([path, *(b"%d" % value for value in values), target, b""]))
 """
 
 # Reads paths, each ended by NUL; prints the SHA-256 of each, or "-" where it can't be read.
@@ -81,6 +102,21 @@ async def listed(machine: "Machine") -> dict[str, FileEntry]:
     """All files of the machine's root file system by path (bytes that are no UTF-8 as surrogates). Raises
     MachineFailed."""
     return dict(_entries(await _python(machine, _LIST)))
+
+
+async def directory(machine: "Machine", path: str, most: int) -> dict[str, FileEntry]:
+    """The entries of one directory of the machine by path, sorted; at most `most`. Raises InvalidRequest (no
+    absolute path, no directory)."""
+    path = guest_path(path)
+    if not path.isprintable():
+        raise errors.InvalidRequest(
+            "the directory's name has characters that can't be printed: list its parent instead"
+        )
+    done = await machine.exec(["python3", "-c", _DIRECTORY, path, str(most)], timeout_s=_LIST_TIMEOUT_S)
+    if done.exit_code != 0:
+        words = done.failure or done.stderr.decode(errors="replace").strip()[-300:]
+        raise errors.InvalidRequest(f"{machine.name}:{path} can't be listed: {words}")
+    return dict(_entries(done.stdout))
 
 
 async def hashes(machine: "Machine", paths: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from forkypig.sdk.status import Daemon, Status
 from forkypig.v1 import common_pb2, controller_pb2_grpc
 
 DAEMONS = ("pager", "hostd", "controller")
+REST = "rest"
 # hostd adopts machines and may look whether KVM boots a guest before it serves, and computers are busy.
 _START_S = 90.0
 _LOCK_S = 300.0  # somebody else's `up` or `down`, which may be writing gigabytes
@@ -118,6 +119,37 @@ async def up(at: HomePaths, on_progress: OnProgress | None = None) -> None:
         clean_mark(at).unlink(missing_ok=True)
         await start(at, daemons(), on_progress)
         await _connected(at)
+        await _start_rest(at, on_progress)
+
+
+async def _start_rest(at: HomePaths, on_progress: OnProgress | None) -> None:
+    """The REST API, where FORKY_REST asks for it. It is no daemon that the others need, so only `up` looks after it."""
+    from forkypig.daemon.settings import Settings  # pydantic: a tenth of a second that other commands don't pay
+
+    if not Settings(home=at.home).rest or running_pid(at.pid_file(REST)) is not None:
+        return
+    if on_progress is not None:
+        on_progress(model.Progress("starting the REST API", len(DAEMONS), len(DAEMONS) + 1))
+    log_file = at.logs / f"{REST}.log"
+    began = log_file.stat().st_size if log_file.exists() else 0
+    child = _spawn(at, REST, log_file)
+    deadline = asyncio.get_running_loop().time() + _START_S
+    while not _rest_mark(at).exists():
+        if child.poll() is not None:
+            raise errors.HostUnreachable(
+                f"the REST API did not start (exit code {child.returncode}): {_tail(at, REST, began)}"
+            )
+        if asyncio.get_running_loop().time() > deadline:
+            child.terminate()
+            raise errors.HostUnreachable(
+                f"the REST API does not serve after {_START_S:.0f} s: {_tail(at, REST, began)}"
+            )
+        await asyncio.sleep(_POLL_S)
+
+
+def _rest_mark(at: HomePaths) -> Path:
+    """There while the REST API serves: it says where."""
+    return at.run / "rest.address"
 
 
 async def _connected(at: HomePaths) -> None:

@@ -237,38 +237,39 @@ class Machine:
     # Files.
 
     @property
-    def _transfer(self) -> Transfer:
+    def transfer(self) -> Transfer:
+        """What the file verbs are made of."""
         return Transfer(self._forky.channel, self._forky.socket, self.id, self.name)
 
     async def upload(self, source: str | Path, path: str, *, on_bytes: OnBytes | None = None) -> Copied:
         """Copies a file or a tree into the machine: into `path` if it is a directory there, else as `path`.
 
         Streams, whatever the size. Raises NotFound, InvalidRequest (`path` is not absolute), NotPossibleNow."""
-        return await self._transfer.upload(Path(source), path, on_bytes)
+        return await self.transfer.upload(Path(source), path, on_bytes)
 
     async def download(self, path: str, target: str | Path, *, on_bytes: OnBytes | None = None) -> Copied:
         """Copies a file or a tree out of the machine: into `target` if it is a directory, else as `target`.
 
         The guest is not trusted: nothing is ever written outside of the target. Links that lead out of the copy and
         devices are left out and named in the result. Raises NotFound, InvalidRequest, ResourceExhausted."""
-        return await self._transfer.download(path, Path(target), on_bytes)
+        return await self.transfer.download(path, Path(target), on_bytes)
 
     async def read_file(self, path: str) -> bytes:
         """The content of one file."""
         gathered = io.BytesIO()
-        await self._transfer.download_into(path, gathered, None)
+        await self.transfer.download_into(path, gathered, None)
         return gathered.getvalue()
 
     async def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Makes or replaces one file; its directory must be there."""
-        await self._transfer.upload_from(io.BytesIO(data), len(data), path, mode, None)
+        await self.transfer.upload_from(io.BytesIO(data), len(data), path, mode, None)
 
     async def download_into(self, path: str, file: IO[bytes], *, on_bytes: OnBytes | None = None) -> int:
         """Writes the content of one file to `file`, as it comes, and returns how many bytes it was."""
-        return await self._transfer.download_into(path, file, on_bytes)
+        return await self.transfer.download_into(path, file, on_bytes)
 
     async def upload_from(
         self, file: IO[bytes], size: int, path: str, *, mode: int = 0o644, on_bytes: OnBytes | None = None
     ) -> None:
         """Makes or replaces one file from the next `size` bytes of `file`."""
-        await self._transfer.upload_from(file, size, path, mode, on_bytes)
+        await self.transfer.upload_from(file, size, path, mode, on_bytes)

@@ -9,7 +9,7 @@ import errno
 import io
 import posixpath
 import tarfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -19,7 +19,7 @@ import grpc
 from forkypig import errors
 from forkypig.sdk import archive
 from forkypig.sdk.address import Endpoint
-from forkypig.sdk.connection import QUICK_S, calls
+from forkypig.sdk.connection import QUICK_S, calls, translated
 from forkypig.v1 import agent_pb2, agent_pb2_grpc
 from forkypig.wire.ending import Ending
 
@@ -38,20 +38,23 @@ class Copied:
 
 # A copy may take hours, but not one step of it: that long a machine may swap, or be paused by mistake.
 _STALL_S = 300.0
+_PIECE_BYTES = 1 << 20  # of one message
 
 
 class _Broken(OSError):
     """The call under the archive ended; its status says why."""
 
 
-class _Thread(io.RawIOBase):
+class Threaded(io.RawIOBase):
     """A file for the archive's thread whose bytes are carried by coroutines of the loop."""
 
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
 
-    def _wait(self, make: Callable[[], Awaitable[_T]]) -> _T:
+    def wait(self, make: Callable[[], Awaitable[_T]]) -> _T:
+        """What `make` awaits on the loop; for the thread. Raises DeadlineExceeded, OSError when the call has ended."""
+
         async def run() -> _T:
             async with asyncio.timeout(_STALL_S):
                 return await make()
@@ -66,7 +69,7 @@ class _Thread(io.RawIOBase):
             raise _Broken(errno.EPIPE, "the call ended") from error
 
 
-class _Source(_Thread):
+class _Source(Threaded):
     """Reads the data of a Download."""
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[agent_pb2.DownloadRequest, agent_pb2.DownloadResponse]) -> None:
@@ -81,7 +84,7 @@ class _Source(_Thread):
         gathered = bytearray()
         while len(gathered) < size:
             if not self._rest:
-                response = self._wait(self._call.read)
+                response = self.wait(self._call.read)
                 if not isinstance(response, agent_pb2.DownloadResponse):
                     break
                 self._rest = memoryview(response.data)
@@ -91,7 +94,7 @@ class _Source(_Thread):
         return bytes(gathered)
 
 
-class _Sink(_Thread):
+class _Sink(Threaded):
     """Writes the data of an Upload."""
 
     def __init__(self, call: grpc.aio.StreamUnaryCall[agent_pb2.UploadRequest, agent_pb2.UploadResponse]) -> None:
@@ -102,7 +105,7 @@ class _Sink(_Thread):
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._wait(lambda: self._call.write(agent_pb2.UploadRequest(data=bytes(data))))
+        self.wait(lambda: self._call.write(agent_pb2.UploadRequest(data=bytes(data))))
         return len(data)
 
 
@@ -199,6 +202,35 @@ class Transfer:
         into, name = posixpath.split(guest_path(path))
         advance = _counter(on_bytes, size)
         return await self._send(into, lambda sink: archive.pack_file(file, name, size, mode, sink, advance))
+
+    async def download_archive(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The tar stream of a file or a tree, as it comes."""
+        call = self._stub.Download(agent_pb2.DownloadRequest(machine=self._machine, path=path))
+        try:
+            async for response in translated(self._socket, call):
+                yield response.data
+        finally:
+            call.cancel()
+
+    async def upload_archive(self, directory: str, pieces: AsyncIterator[bytes]) -> Copied:
+        """Has the guest unpack a tar stream in `directory`."""
+        call = self._stub.Upload()
+        ending = Ending(call)
+        try:
+            try:
+                start = agent_pb2.UploadStart(machine=self._machine, directory=directory)
+                await call.write(agent_pb2.UploadRequest(start=start))
+                async for piece in pieces:
+                    for at in range(0, len(piece), _PIECE_BYTES):
+                        await call.write(agent_pb2.UploadRequest(data=piece[at : at + _PIECE_BYTES]))
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # the call has ended, and awaiting it tells why
+            with calls(self._socket), ending:
+                response = await call
+        finally:
+            call.cancel()
+        return Copied(response.files, response.bytes)
 
     async def _place(self, path: str, name: str, is_directory: bool) -> tuple[str, str]:
         """The directory in the guest to unpack into, and the name to have there."""

@@ -1,0 +1,190 @@
+"""`python -m forkypig.rest`: where it listens, where it refuses to, and that `forky up` and `down` look after it."""
+
+import asyncio
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from forkypig import errors
+from forkypig.daemon.home import Home
+from forkypig.daemon.settings import Settings
+from forkypig.rest.server import run
+from forkypig.sdk import local, pids, shutdown
+from forkypig.v1 import controller_pb2, controller_pb2_grpc
+from tests.component.controller_rig import home
+
+_FAKE = Path(__file__).with_name("fake_daemon.py")
+
+
+class Checking(controller_pb2_grpc.ControllerServicer):
+    """A controller that knows one token."""
+
+    async def ListMachines(self, request: Any, context: Any) -> controller_pb2.ListMachinesResponse:  # noqa: N802
+        if dict(context.invocation_metadata()).get("authorization") not in (None, "Bearer fp_good"):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid: ask for a new one")
+        return controller_pb2.ListMachinesResponse()
+
+
+class Trusting(controller_pb2_grpc.ControllerServicer):
+    """One that checks nothing."""
+
+    async def ListMachines(self, request: Any, context: Any) -> controller_pb2.ListMachinesResponse:  # noqa: N802
+        return controller_pb2.ListMachinesResponse()
+
+
+async def controller(settings: Settings, servicer: controller_pb2_grpc.ControllerServicer) -> grpc.aio.Server:
+    server = grpc.aio.server()
+    controller_pb2_grpc.add_ControllerServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{settings.socket('controller')}")
+    await server.start()
+    return server
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    with home() as made:
+        yield made
+
+
+@pytest.fixture
+async def checking(settings: Settings) -> AsyncIterator[grpc.aio.Server]:
+    server = await controller(settings, Checking())
+    yield server
+    await server.stop(None)
+
+
+class Running:
+    """The process."""
+
+    def __init__(self, settings: Settings, **variables: str) -> None:
+        self.settings, self.variables = settings, variables
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> str:
+        """Its address."""
+        environment = {**os.environ, "FORKY_HOME": str(self.settings.home), **self.variables}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "forkypig.rest", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        mark = self.settings.run / "rest.address"
+        while not mark.exists() or not mark.read_text():
+            assert self.process.returncode is None, (await self.process.communicate())[1].decode()
+            await asyncio.sleep(0.05)
+        return mark.read_text().strip()
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.stderr is not None
+        await self.process.communicate()
+        assert self.process.returncode == 0
+
+
+async def refusal(settings: Settings, **fields: str) -> str:
+    with pytest.raises(errors.ForkyError) as caught:
+        await run(settings.model_copy(update=fields))
+    return str(caught.value)
+
+
+async def test_where_it_listens(settings: Settings, checking: grpc.aio.Server) -> None:
+    async with Running(settings, FORKY_REST="unix") as address:
+        assert address == str(settings.socket("rest"))
+        assert Path(address).stat().st_mode & 0o777 == 0o600
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=address)) as http:
+            assert (await http.get("http://forky/v1/machines")).json() == []
+    assert not Path(address).exists()
+    async with Running(settings, FORKY_REST="127.0.0.1:0") as address, httpx.AsyncClient() as http:
+        url = f"http://{address}/v1/machines"
+        assert (await http.get(url)).status_code == 401
+        assert (await http.get(url, headers={"Authorization": "Bearer fp_good"})).status_code == 200
+        # What the controller says of a token that it does not know.
+        assert (await http.get(url, headers={"Authorization": "Bearer fp_bad"})).status_code in (401, 500)
+
+
+async def test_tls(settings: Settings, checking: grpc.aio.Server, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "1",
+            ),
+            *("-subj", "/CN=forky", "-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    names = {"FORKY_REST_CERTIFICATE": str(certificate), "FORKY_REST_KEY": str(key)}
+    trust = ssl.create_default_context(cafile=str(certificate))
+    async with Running(settings, FORKY_REST="0.0.0.0:0", **names) as address:
+        url = f"https://127.0.0.1:{address.rpartition(':')[2]}/v1/machines"
+        async with httpx.AsyncClient(verify=trust) as http:
+            assert (await http.get(url, headers={"Authorization": "Bearer fp_good"})).status_code == 200
+
+
+async def test_where_it_does_not(settings: Settings) -> None:
+    assert "without TLS" in await refusal(settings, rest="0.0.0.0:0")
+    assert "without TLS" in await refusal(settings, rest="example.org:0")
+    for text in ("8080", "host:", ":80", "1.2.3.4:99999", "1.2.3.4:x"):
+        assert "is no address" in await refusal(settings, rest=text)
+    assert "forky up" in await refusal(settings, rest="unix")
+    assert "can't be used" in await refusal(
+        settings, rest="0.0.0.0:0", rest_certificate="/nowhere", rest_key="/nowhere"
+    )
+    assert "go together" in await refusal(settings, rest="0.0.0.0:0", rest_key="/nowhere")
+    trusting = await controller(settings, Trusting())
+    assert "does not check tokens" in await refusal(settings, rest="127.0.0.1:0")
+    taken = settings.home / "file"
+    taken.write_text("mine")
+    assert "no socket" in await refusal(settings, rest=str(taken))
+    assert taken.read_text() == "mine"
+    await trusting.stop(None)
+
+
+async def test_what_the_process_says(settings: Settings) -> None:
+    environment = {**os.environ, "FORKY_HOME": str(settings.home), "FORKY_REST": "0.0.0.0:80"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "forkypig.rest", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert said.decode().startswith("the REST API can't start: the REST API does not listen on 0.0.0.0:80 without TLS")
+
+
+async def test_up_and_down(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        local,
+        "daemon_argv",
+        lambda daemon: (
+            [sys.executable, "-m", "forkypig.rest"]
+            if daemon == "rest"
+            else [sys.executable, str(_FAKE), daemon, "good"]
+        ),
+    )
+    monkeypatch.setenv("FORKY_REST", "unix")
+    place = Home(settings.home)
+    try:
+        await local.up(place)
+        await local.up(place)
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(place.socket("rest")))) as http:
+            assert (await http.get("http://forky/v1/health")).json() == {"status": "ok"}
+    finally:
+        await shutdown.down(place)
+    assert pids.running_pid(place.pid_file("rest")) is None
+    assert not place.socket("rest").exists()
