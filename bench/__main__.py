@@ -26,6 +26,7 @@ from bench import (
     instance,
     network,
     pause,
+    pools,
     ready,
 )
 from bench.results import Results
@@ -48,6 +49,7 @@ SECTIONS: dict[str, Section] = {
     busy.SECTION: busy.run,
     busy.PACKING: busy.packing,
     durable.SECTION: durable.run,
+    pools.SECTION: pools.run,
     controller.SECTION: controller.run,
 }
 

@@ -15,6 +15,7 @@ from bench import (
     generations,
     network,
     pause,
+    pools,
     ready,
 )
 from bench.results import Measure, Results
@@ -38,6 +39,9 @@ _WORDS = {
     "splits": "{} splits",
     "number": "snapshot {}",
     "depth": "depth {}",
+    "pool": "{} pool",
+    "callers": "{} callers",
+    "size": "{} machines",
 }
 
 
@@ -73,6 +77,13 @@ def tables(results: Results) -> list[Table]:
         _measures(results, "Host memory of children", density.SECTION),
         _measures(results, "Every day", everyday.SECTION),
         _measures(results, "Snapshots on disk", durable.SECTION),
+        _measures(
+            results,
+            "Acquiring machines of a pool",
+            pools.SECTION,
+            "«refilling»: the pool makes a machine for each that is taken, behind everything else, all along.",
+        ),
+        _measures(results, "A crowd at a pool: all come at once, and give back at once", pools.CROWD),
         _measures(
             results,
             "The controller, before a host that answers at once",

@@ -15,6 +15,7 @@ from bench import (
     hostlog,
     network,
     pause,
+    pools,
     ready,
 )
 from bench.results import Measure, Results
@@ -43,6 +44,7 @@ def evaluate(results: Results) -> list[Target]:
         *_ready(results),
         *_network(results),
         *_durable(results),
+        *_pools(results),
         *_controller(results),
         *_rest(results),
     ]
@@ -202,6 +204,20 @@ def _ratio(name: str, samples: list[float], against: list[float], limit: float) 
         return Target(name, f"≤ {limit:g} ×", "not measured", None)
     value, base = percentile(samples, 0.5), percentile(against, 0.5)
     return Target(name, f"≤ {limit:g} ×", f"{value / base:.2f} × ({value:.0f} and {base:.0f})", value <= limit * base)
+
+
+def _pools(results: Results) -> Iterator[Target]:
+    samples = results.samples(pools.SECTION, "acquire of a ready machine", pool="refilling")
+    yield _at_most("acquire of a ready machine while refills run, p50", samples, 0.5, 10, "ms")
+    yield _at_most("acquire of a ready machine while refills run, p99", samples, 0.99, 50, "ms")
+    late = results.samples(pools.CROWD, "callers past their deadline")
+    overtaken = results.samples(pools.CROWD, "callers served before one who had waited longer")
+    name, asked = "200 acquires at once on a pool of 20 end in order", "no error, in turn"
+    if not late:
+        yield Target(name, asked, "not measured", None)
+    else:
+        found = f"{late[0]:.0f} past their deadline, {overtaken[0]:.0f} out of turn"
+        yield Target(name, asked, found, not late[0] and not overtaken[0])
 
 
 def _rest(results: Results) -> Iterator[Target]:

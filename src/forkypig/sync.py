@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from forkypig import model
 from forkypig.model.access import EVERY_TENANT, Principal, Role
@@ -29,11 +29,15 @@ from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
 from forkypig.sdk.diff import Diff
 from forkypig.sdk.machine import UNCHANGED
+from forkypig.sdk.observe import Usage
 from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
 from forkypig.sdk.store import CheckedStore, Collected, Exported, RemoteSnapshot, Transferred
 from forkypig.sdk.tenants import Ksm, TenantInfo
 from forkypig.sdk.transfer import Copied, OnBytes
+
+if TYPE_CHECKING:
+    from forkypig.sync_pools import Pool
 
 _T = TypeVar("_T")
 _NO_CHANGE = Quota()
@@ -441,6 +445,37 @@ class Forky:
             self._inner.bisect(source, argv, good=good, bad=bad, timeout_s=timeout_s, on_trial=on_trial)
         )
 
+    def pool(self, name: str) -> "Pool":
+        from forkypig.sync_pools import Pool  # which needs this module
+
+        return Pool(self._open, self._inner.pool(name))
+
+    def create_pool(
+        self,
+        name: str,
+        source: str,
+        *,
+        target: int,
+        max: int,
+        cpus: int = 0,
+        memory_mib: int = 0,
+        disk_mib: int = 0,
+    ) -> model.PoolStatus:
+        return self._open.run(
+            self._inner.create_pool(
+                name, source, target=target, max=max, cpus=cpus, memory_mib=memory_mib, disk_mib=disk_mib
+            )
+        )
+
+    def pools(self, *, contents: bool = False) -> Sequence[model.PoolStatus]:
+        return self._open.run(self._inner.pools(contents=contents))
+
+    def release(self, machine: str, *, recycle: bool = False) -> None:
+        self._open.run(self._inner.release(machine, recycle=recycle))
+
+    def renew(self, machine: str, ttl_s: float = 0.0) -> model.Lease:
+        return self._open.run(self._inner.renew(machine, ttl_s))
+
     def remove_snapshot(self, snapshot: str) -> None:
         self._open.run(self._inner.remove_snapshot(snapshot))
 
@@ -568,6 +603,26 @@ class Forky:
 
     def doctor(self) -> Sequence[Check]:
         return self._open.run(self._inner.doctor())
+
+    def follow_events(
+        self,
+        *,
+        after_sequence: int = 0,
+        since_us: int = 0,
+        kinds: Sequence[str] = (),
+        follow: bool = True,
+        patience_s: float = 60.0,
+    ) -> Iterator[model.Event]:
+        stream = self._inner.follow_events(
+            after_sequence=after_sequence, since_us=since_us, kinds=kinds, follow=follow, patience_s=patience_s
+        )
+        return self._open.iterate(stream)
+
+    def usage(self) -> Usage:
+        return self._open.run(self._inner.usage())
+
+    def metrics(self) -> str:
+        return self._open.run(self._inner.metrics())
 
     def events(self, *, after_sequence: int = 0, limit: int = 0) -> Iterator[model.Event]:
         return self._open.iterate(self._inner.events(after_sequence=after_sequence, limit=limit))

@@ -13,7 +13,7 @@ import grpc
 
 from forkypig.controller.app import controller
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, tenants_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc, tenants_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire.status import rpc_errors
@@ -32,6 +32,7 @@ class Client:
         channel = with_metadata(channel, [("forky-tenant", tenant)] if tenant else [])
         self.stub: Any = controller_pb2_grpc.ControllerStub(channel)
         self.agent: Any = agent_pb2_grpc.AgentStub(channel)
+        self.pools: Any = pools_pb2_grpc.PoolsStub(channel)
         self.tenants: Any = tenants_pb2_grpc.TenantsStub(channel)
 
     def in_tenant(self, tenant: str) -> "Client":
@@ -55,6 +56,19 @@ class Client:
 
     async def machine(self, method: str, machine: str) -> Any:
         return await self.call(method, pb.MachineRequest(machine=machine))
+
+    async def pool(self, method: str, request: Any) -> Any:
+        with rpc_errors():
+            return await getattr(self.pools, method)(request, timeout=30)
+
+    async def status(self, name: str = "py") -> pools_pb2.Pool:
+        return await self.pool("GetPool", pools_pb2.PoolRequest(pool=name))
+
+    async def acquire(self, **fields: Any) -> pools_pb2.AcquireResponse:
+        return await self.pool("Acquire", pools_pb2.AcquireRequest(**{"pool": "py", "wait_s": 10, **fields}))
+
+    async def release(self, machine: str, **fields: Any) -> Any:
+        return await self.pool("Release", pools_pb2.ReleaseRequest(machine=machine, **fields))
 
     async def machines(self) -> dict[str, common.Machine]:
         return {m.name: m for m in (await self.call("ListMachines")).machines}

@@ -24,9 +24,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from forkypig import errors, model
 from forkypig.daemon.server import PidFile
 from forkypig.sdk import local
-from forkypig.v1 import agent_pb2, agent_pb2_grpc, common_pb2, controller_pb2_grpc
+from forkypig.v1 import agent_pb2, agent_pb2_grpc, common_pb2, controller_pb2_grpc, observe_pb2_grpc
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, status
+from tests.component.fake_observation import Observation
 
 
 class Controller(controller_pb2_grpc.ControllerServicer):
@@ -324,6 +325,7 @@ class Instance:
     def __init__(self, home: Path) -> None:
         self.place = local.place(home)
         self.controller = Controller()
+        self.observation = Observation(self.controller)
         self.root = home / "guest"
         self.agent = Agent(self.root)
         self.server: grpc.aio.Server | None = None
@@ -341,6 +343,7 @@ class Instance:
         self.server = grpc.aio.server()
         controller_pb2_grpc.add_ControllerServicer_to_server(self.controller, self.server)
         agent_pb2_grpc.add_AgentServicer_to_server(self.agent, self.server)
+        observe_pb2_grpc.add_ObservationServicer_to_server(self.observation, self.server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self.server)
         await healthy.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -17,10 +17,11 @@ import grpc
 
 from forkypig.errors import ForkyError, NotFound
 from forkypig.hostd.fences import FenceInterceptor, Fences
-from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2_grpc
+from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2_grpc, observe_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire.status import abort
+from tests.component.fake_observation import HostObservation
 
 IMAGE = common.Image(id="i-0123456789ab", name="debian-12", size_bytes=180 << 20, kernel="6.1.0", sha256="ab" * 32)
 RUNNING, PAUSED = common.MACHINE_STATE_RUNNING, common.MACHINE_STATE_PAUSED
@@ -61,6 +62,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         self._server = grpc.aio.server(interceptors=[FenceInterceptor(self.fences)])
         host_pb2_grpc.add_HostServicer_to_server(self, self._server)
         agent_pb2_grpc.add_AgentServicer_to_server(self, self._server)
+        observe_pb2_grpc.add_HostObservationServicer_to_server(HostObservation(self), self._server)
         self._server.add_insecure_port(f"unix:{self.socket}")
         await self._server.start()
 
@@ -259,6 +261,15 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
         self.change(request.machine, state=RUNNING)
         return self.machines[request.machine]
 
+    async def AcquireMachine(self, request: Any, context: Any) -> common.Machine:
+        return await self._answer("AcquireMachine", request, context)
+
+    async def _do_AcquireMachine(self, request: Any) -> common.Machine:
+        if request.machine not in self.machines:
+            raise NotFound("machine", request.machine)
+        self.change(request.machine, state=RUNNING, name=request.name)
+        return self.machines[request.machine]
+
     async def StopMachine(self, request: Any, context: Any) -> common.Machine:
         return await self._answer("StopMachine", request, context)
 
@@ -288,7 +299,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             yield pb.HostMachineUpdate(progress=common.Progress(step="packing", done=1, total=2))
             machine = self.machines[request.machine]
             if machine.state != HIBERNATED:
-                fields = {"parent": machine.snapshot, "machine": machine.id, "settled": True}
+                fields = {"parent": machine.snapshot, "machine": machine.id, "packed": True}
                 kind = common.SNAPSHOT_KIND_HIBERNATION
                 self._snapshot(request.snapshot, kind, image=machine.image, shape=machine.shape, **fields)
                 self.change(machine.id, state=HIBERNATED, qemu_pid=0, snapshot=request.snapshot)

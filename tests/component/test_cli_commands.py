@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from forkypig import model
+from forkypig.v1 import observe_pb2
+from forkypig.wire import convert
 from tests.component.fake_controller import Instance
 
 
@@ -31,7 +34,7 @@ class Result:
 
 @pytest.fixture
 async def instance(tmp_path: Path) -> AsyncIterator[Instance]:
-    made = Instance(tmp_path / "home")
+    made = Instance(tmp_path / "h")
     await made.start()
     yield made
     await made.stop()
@@ -308,3 +311,39 @@ async def test_daemons_that_do_not_start_say_why(tmp_path: Path) -> None:
     assert result.err.startswith(f"forky: {tmp_path / 'file'} can't be used as a home")
     result = await forky(Path("relative"), "ps")
     assert (result.code, "must be an absolute path" in result.err) == (2, True)
+
+
+async def test_events_that_come(instance: Instance) -> None:
+    now = int(time.time() * 1e6)
+    instance.controller.events = [
+        model.Event(sequence=1, time_us=now - 3_600_000_000, kind="machine.running", subject="m-0"),
+        model.Event(sequence=2, time_us=now, kind="fork.done", subject="m-0"),
+    ]
+    assert [e["sequence"] for e in (await forky(instance, "events", "--since", "10m", "--json")).document] == [2]
+    assert [e["sequence"] for e in (await forky(instance, "events", "--kind", "machine", "--json")).document] == [1]
+    assert "not a time" in (await forky(instance, "events", "--since", "yesterday")).err
+    child = await start(instance.home, "events", "-f", "--json", "--after", "1")
+    assert child.stdout is not None
+    assert json.loads(await asyncio.wait_for(child.stdout.readline(), 30))["sequence"] == 2
+    instance.controller.events.append(model.Event(sequence=3, time_us=now, kind="machine.stopped", subject="m-0"))
+    assert json.loads(await asyncio.wait_for(child.stdout.readline(), 30))["kind"] == "machine.stopped"
+    child.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(child.wait(), 30) == 130
+
+
+async def test_top(instance: Instance) -> None:
+    web, idle = instance.controller.add_machine("web"), instance.controller.add_machine("idle")
+    row = instance.observation.usage.machines.add(machine=convert.machine_to_wire(web), last_pause_ms=12.5)
+    row.usage.CopyFrom(observe_pb2.MachineUsage(machine=web.id, private_bytes=10 << 20, shared_bytes=90 << 20))
+    row.usage.memory_time_us, row.usage.proportional_bytes, row.usage.resident_bytes = 1, 20 << 20, 100 << 20
+    instance.observation.usage.machines.add(machine=convert.machine_to_wire(idle))
+    found = (await forky(instance, "top", "--json")).document["machines"]
+    assert [each["name"] for each in found] == ["web", "idle"]
+    assert (found[0]["cpu_percent"], found[0]["private_bytes"], found[0]["last_pause_ms"]) == (50.0, 10 << 20, 12.5)
+    assert (found[1]["cpu_percent"], found[1]["private_bytes"]) == (None, None)
+    drawn = (await forky(instance, "top", "--once", "--sort", "name")).out.splitlines()
+    assert [line.split()[0] for line in drawn[:3]] == ["NAME", "idle", "web"]
+    assert "50.0" in drawn[2]
+    assert "10.0 MiB" in drawn[2]
+    assert "no column to order by" in (await forky(instance, "top", "--sort", "size")).err
+    assert (await forky(instance, "metrics")).out == "forky_machines 1.0\n"

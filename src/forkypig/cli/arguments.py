@@ -34,13 +34,13 @@ def size(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
-def assignments(pairs: Sequence[str]) -> dict[str, str]:
+def assignments(pairs: Sequence[str], option: str = "-e") -> dict[str, str]:
     """K=V each. Raises BadParameter."""
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise typer.BadParameter(f"«{pair}» is not NAME=VALUE", param_hint="-e")
+            raise typer.BadParameter(f"«{pair}» is not NAME=VALUE", param_hint=option)
         found[key] = value
     return found
 

@@ -1,8 +1,7 @@
-"""forky up, down, status, doctor, events, bench."""
+"""forky up, down, status, doctor, bench."""
 
 import os
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +10,11 @@ import typer
 from forkypig import errors
 from forkypig.cli import documents, printing, sizes
 from forkypig.cli.progress import Display
-from forkypig.cli.runtime import connected, perform
+from forkypig.cli.runtime import perform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkypig.sdk.client import Forky
     from forkypig.sdk.status import Check, Daemon, Status, Tiers
 
 app = typer.Typer()
@@ -178,32 +176,6 @@ def _show_checks(checks: "Sequence[Check]") -> None:
         printing.say(f"{marks[check.verdict.value]}  {check.name:<{width}}  {check.detail}")
         if check.remedy:
             printing.say(f"{'':>7}  {'':<{width}}  → {check.remedy}")
-
-
-@app.command()
-def events(
-    after: Annotated[int, typer.Option("--after", min=0, metavar="SEQUENCE", help="Only later ones.")] = 0,
-    limit: Annotated[int, typer.Option("--limit", min=0, metavar="N", help="At most so many; 0: all.")] = 0,
-    as_json: printing.Json = False,
-) -> None:
-    """Print what happened, oldest first."""
-
-    async def work(forky: "Forky") -> None:
-        found = [event async for event in forky.events(after_sequence=after, limit=limit)]
-        if as_json:
-            printing.document([documents.event(event) for event in found])
-            return
-        if not found:
-            printing.say("Nothing has happened yet.")
-            return
-        rows = [(str(each.sequence), _clock(each.time_us), each.kind, each.subject, each.detail) for each in found]
-        printing.table(("NR", "TIME", "EVENT", "OF", "DETAIL"), rows)
-
-    connected(work)
-
-
-def _clock(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).astimezone().isoformat(" ", "seconds")[:19]
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -40,6 +40,44 @@ def machine(info: model.Machine) -> Document:
     }
 
 
+def pool(status: model.PoolStatus) -> Document:
+    pool = status.pool
+    return {
+        "id": pool.id,
+        "name": pool.name,
+        "from": pool.source,
+        "image_id": pool.image,
+        "snapshot": pool.snapshot,
+        "cpus": pool.shape.cpus,
+        "memory_mib": pool.shape.memory_mib,
+        "disk_mib": pool.shape.disk_mib,
+        "target": pool.target,
+        "max": pool.max,
+        "ready": status.ready,
+        "filling": status.filling,
+        "acquired": status.acquired,
+        "waiting": status.waiting,
+        "wanted": status.wanted,
+        "failure": status.failure or None,
+        "created_us": pool.created_us,
+        "machines": [machine(each) for each in status.machines],
+        "leases": [lease(each) for each in status.leases],
+    }
+
+
+def lease(info: model.Lease) -> Document:
+    return {
+        "machine": info.machine,
+        "machine_name": info.machine_name,
+        "pool": info.pool_name,
+        "holder": info.holder,
+        "labels": dict(info.labels),
+        "ttl_s": info.ttl_s,
+        "acquired_us": info.acquired_us,
+        "expires_us": info.expires_us,
+    }
+
+
 def _network(config: model.MachineConfig) -> Document:
     policy = config.network
     return {
@@ -88,8 +126,8 @@ def snapshot(info: model.Snapshot) -> Document:
         "pause_ms": round(info.pause_ms, 3),
         "own_memory_bytes": info.own_memory_bytes,
         "own_disk_bytes": info.own_disk_bytes,
-        "settled": info.settled,
-        "where": "packed" if info.settled else "in memory",
+        "packed": info.packed,
+        "where": "packed" if info.packed else "in memory",
         "created_us": info.created_us,
         "tenant": info.tenant,
         "shared_with": list(info.shared_with),

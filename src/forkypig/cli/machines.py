@@ -14,6 +14,7 @@ from forkypig.cli.runtime import connected
 from forkypig.model import ConfigChange
 
 if TYPE_CHECKING:
+    from forkypig import model
     from forkypig.sdk.client import Forky
     from forkypig.sdk.machine import Machine
 
@@ -100,15 +101,23 @@ def run(
 
 
 def _made(machine: "Machine") -> documents.Document:
-    return {**documents.machine(machine.info), "ready_ms": round(machine.ready_ms or 0.0, 3)}
+    return {
+        **documents.machine(machine.info),
+        "ready_ms": round(machine.ready_ms or 0.0, 3),
+        "pool": machine.pool or None,
+    }
 
 
 def _show_made(machine: "Machine", as_json: bool, snapshot: str) -> None:
     if as_json:
         printing.document(_made(machine))
         return
-    how = f"started from {snapshot or 'its template'}" if machine.info.snapshot else "booted"
+    how = f"taken from pool {machine.pool}" if machine.pool else _how(machine, snapshot)
     printing.say(f"{machine.name} ({machine.id}) {how} in {printing.milliseconds(machine.ready_ms or 0.0)}")
+
+
+def _how(machine: "Machine", snapshot: str) -> str:
+    return f"started from {snapshot or 'its template'}" if machine.info.snapshot else "booted"
 
 
 async def _run_command(machine: "Machine", command: list[str], as_json: bool) -> int:
@@ -122,13 +131,21 @@ async def _run_command(machine: "Machine", command: list[str], as_json: bool) ->
 
 
 @app.command()
-def ps(as_json: printing.Json = False) -> None:
+def ps(
+    every: Annotated[bool, typer.Option("--all", "-a", help="Also those that wait in pools.")] = False,
+    as_json: printing.Json = False,
+) -> None:
     """List the machines."""
 
     async def work(forky: "Forky") -> None:
         infos = [machine.info for machine in await forky.list()]
+        where: dict[str, str] = {}  # the pool that a machine waits in
+        if every:
+            for status in await forky.pools(contents=True):
+                infos += status.machines
+                where |= {machine.id: status.pool.name for machine in status.machines}
         if as_json:
-            printing.document([documents.machine(info) for info in infos])
+            printing.document([{**documents.machine(info), "pool": where.get(info.id)} for info in infos])
             return
         if not infos:
             printing.say("There is no machine yet. Make one: forky run --name web")
@@ -137,7 +154,7 @@ def ps(as_json: printing.Json = False) -> None:
             (
                 info.name,
                 info.id,
-                f"{info.state.value}, {info.operation}" if info.operation else info.state.value,
+                _state(info, where.get(info.id, "")),
                 info.image_name or info.image,
                 str(info.shape.cpus),
                 sizes.human_mib(info.shape.memory_mib),
@@ -151,6 +168,12 @@ def ps(as_json: printing.Json = False) -> None:
         printing.table(headings, rows)
 
     connected(work)
+
+
+def _state(info: "model.Machine", pool: str) -> str:
+    if pool:
+        return f"{info.state.value}, in pool {pool}"
+    return f"{info.state.value}, {info.operation}" if info.operation else info.state.value
 
 
 @app.command()

@@ -11,6 +11,8 @@ import typer
 from forkypig.cli import (
     audit,
     auth,
+    completion,
+    config,
     copying,
     daemons,
     diff,
@@ -21,6 +23,8 @@ from forkypig.cli import (
     ksm,
     machines,
     mcp,
+    observing,
+    pools,
     runtime,
     store,
     surroundings,
@@ -36,10 +40,16 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich takes longer to import than all of ours
     pretty_exceptions_enable=False,
 )
-for room in (machines, forks, history, diff, execution, copying, surroundings, store, daemons, audit, tenants, mcp):
+ROOMS = (
+    *(machines, forks, history, diff, execution, copying, surroundings, pools, store, observing, daemons, tenants),
+    *(audit, mcp, completion),
+)
+for room in ROOMS:
     app.registered_commands += room.app.registered_commands
+app.add_typer(config.app, name="config")
 app.add_typer(images.app, name="image")
 app.add_typer(ksm.app, name="ksm")
+app.add_typer(pools.pool, name="pool")
 app.add_typer(store.keys, name="key")
 app.add_typer(auth.auth, name="auth")
 app.add_typer(tenants.tenants, name="tenant")

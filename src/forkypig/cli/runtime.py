@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from forkypig import errors
+from forkypig import errors, tracing
 from forkypig.cli.printing import trouble
 from forkypig.cli.progress import Display
 
@@ -39,14 +39,24 @@ def connected(work: "Callable[[Forky], Work]") -> None:
         from forkypig.sdk.client import Forky
 
         display = Display()
-        with display:
-            forky = await Forky(on_progress=display.on_progress).connect()
-        try:
-            return await work(forky)
-        finally:
-            await forky.close()
+        with tracing.root(" ".join(("forky", *_command()))):
+            with display:
+                forky = await Forky(on_progress=display.on_progress).connect()
+            try:
+                return await work(forky)
+            finally:
+                await forky.close()
 
-    perform(inner)
+    tracing.start("forky")
+    try:
+        perform(inner)
+    finally:
+        tracing.close()
+
+
+def _command() -> list[str]:
+    """The command's own name, without what it was given."""
+    return [word for word in sys.argv[1:2] if word.isalpha()]
 
 
 async def _guarded(work: Callable[[], Work]) -> int | None:

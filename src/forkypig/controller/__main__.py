@@ -3,16 +3,21 @@
 import asyncio
 import sys
 
+from forkypig import tracing
 from forkypig.controller.app import run
-from forkypig.daemon import logs
+from forkypig.daemon import logs, traces
 from forkypig.daemon.server import AlreadyRunning, PidFile
-from forkypig.daemon.settings import Settings
-from forkypig.errors import ForkyError
+from forkypig.daemon.settings import load
+from forkypig.errors import ForkyError, InvalidRequest
 
 
 def main() -> int:
     """Exit codes: 0 after SIGTERM, 1 where it can't run, with one line that says why."""
-    settings = Settings()
+    try:
+        settings = load()
+    except InvalidRequest as error:
+        print(f"the controller can't start: {error}", file=sys.stderr)
+        return 1
     logs.configure("controller", settings.log_level)
     try:
         settings.check()
@@ -26,11 +31,13 @@ def main() -> int:
         print(f"a controller of {settings.home} is running already: see `forky status`", file=sys.stderr)
         return 1
     try:
+        traces.begin("forky-controller")
         asyncio.run(run(settings))
     except ForkyError as error:
         print(f"the controller can't start: {error}", file=sys.stderr)
         return 1
     finally:
+        tracing.close()
         del lock  # held until here
     return 0
 

@@ -7,8 +7,9 @@ that goes away ends the host's call, and with it the command.
 # gRPC names a servicer's methods as the .proto does.
 # ruff: noqa: N802
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ import grpc
 from forkypig.controller.admission import Admission
 from forkypig.controller.desk import find_machine
 from forkypig.controller.host import Host, followed, host_errors
+from forkypig.controller.pool_leases import PoolLeases
 from forkypig.controller.store import Store
 from forkypig.controller.streams import first_of, resumed
 from forkypig.errors import InvalidRequest
@@ -33,8 +35,14 @@ _STAT_S = 60.0
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """forkypig.v1.Agent."""
 
-    def __init__(self, store: Store, host: Host, admission: Admission) -> None:
-        self._store, self._host, self._admission = store, host, admission
+    def __init__(self, store: Store, host: Host, admission: Admission, leases: PoolLeases) -> None:
+        self._store, self._host, self._admission, self._leases = store, host, admission, leases
+
+    @contextmanager
+    def _using(self, machine: str) -> Iterator[None]:
+        """In the block somebody is in the machine: it is not idle, and its lease does not end."""
+        with self._admission.using(machine), self._leases.using(machine):
+            yield
 
     async def _id(self, machine: str) -> str:
         async with self._store.read() as tx:
@@ -42,17 +50,26 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     @streamed
     async def Exec(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.ExecResponse]:
+        began = time.perf_counter()
         first = await first_of(request_iterator)
         if not first.HasField("start"):
             raise InvalidRequest("an exec begins with `start`: say the machine and the command first")
         first.start.machine = await self._id(first.start.machine)
         call = self._host.agent.Exec(resumed(first, request_iterator))
-        with self._admission.using(first.start.machine):
+        with self._using(first.start.machine):
             async with aclosing(followed(call)) as responses:
                 async for response in responses:
+                    self._measure(response, first.start, time.perf_counter() - began)
                     yield response
                     if response.HasField("exit"):
                         return
+
+    def _measure(self, response: pb.ExecResponse, start: pb.ExecStart, seconds: float) -> None:
+        which = response.WhichOneof("response")
+        if which == "started":
+            self._host.measured.started(seconds)
+        elif which == "exit" and not start.HasField("terminal"):
+            self._host.measured.ended(seconds)
 
     @answered
     async def Upload(self, request_iterator: Any, context: Context) -> pb.UploadResponse:
@@ -63,7 +80,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         call = self._host.agent.Upload(resumed(first, request_iterator))
         ending = Ending(call)
         try:
-            with host_errors(), ending, self._admission.using(first.start.machine):
+            with host_errors(), ending, self._using(first.start.machine):
                 return await call
         finally:
             call.cancel()
@@ -71,7 +88,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @streamed
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
         request.machine = await self._id(request.machine)
-        with self._admission.using(request.machine):
+        with self._using(request.machine):
             async with aclosing(followed(self._host.agent.Download(request))) as responses:
                 async for response in responses:
                     yield response
@@ -79,5 +96,5 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     @answered
     async def StatPath(self, request: pb.StatPathRequest, context: Context) -> pb.StatPathResponse:
         request.machine = await self._id(request.machine)
-        with host_errors(), self._admission.using(request.machine):
+        with host_errors(), self._using(request.machine):
             return await self._host.agent.StatPath(request, timeout=_STAT_S)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from forkypig.controller import names_file
 from forkypig.controller.access import Access
 from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
@@ -20,7 +21,11 @@ from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
 from forkypig.controller.local_users import LocalUsers
+from forkypig.controller.metrics import Metrics, serving
+from forkypig.controller.observe_service import ObservationServicer
 from forkypig.controller.peers import Peers
+from forkypig.controller.pool_servicer import PoolServicer
+from forkypig.controller.pools import Pools
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
 from forkypig.controller.servicer import ControllerServicer, Operations
@@ -30,17 +35,22 @@ from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.controller.tenants import Tenants
 from forkypig.controller.tenants_service import TenantsServicer
+from forkypig.controller.usage import Usage
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
-from forkypig.v1 import agent_pb2_grpc, auth_pb2_grpc, controller_pb2_grpc, store_pb2_grpc, tenants_pb2_grpc
+from forkypig.v1 import (
+    agent_pb2_grpc,
+    auth_pb2_grpc,
+    controller_pb2_grpc,
+    observe_pb2_grpc,
+    pools_pb2_grpc,
+    store_pb2_grpc,
+    tenants_pb2_grpc,
+)
 
-SERVICES = (
-    "forkypig.v1.Controller",
-    "forkypig.v1.Agent",
-    "forkypig.v1.Store",
-    "forkypig.v1.Tenants",
-    "forkypig.v1.Auth",
+SERVICES = tuple(
+    f"forkypig.v1.{name}" for name in ("Controller", "Agent", "Store", "Pools", "Observation", "Tenants", "Auth")
 )
 
 
@@ -54,7 +64,10 @@ class App:
 
     desk: Desk
     operations: Operations
+    pools: Pools
     access: Access
+    usage: Usage
+    metrics: Metrics
     stop: asyncio.Event
 
     @property
@@ -66,10 +79,12 @@ class App:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent_pb2_grpc.add_AgentServicer_to_server(
-            AgentServicer(self.desk.store, self.desk.host, self.desk.admission), server
-        )
+        agent = AgentServicer(self.desk.store, self.desk.host, self.desk.admission, self.pools.leases)
+        agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
+        pools_pb2_grpc.add_PoolsServicer_to_server(PoolServicer(self.pools), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
+        observation = ObservationServicer(self.desk.store, self.usage, self.metrics)
+        observe_pb2_grpc.add_ObservationServicer_to_server(observation, server)
         auth_pb2_grpc.add_AuthServicer_to_server(AuthServicer(self.access.tokens, self.access.audit), server)
         tenants_pb2_grpc.add_TenantsServicer_to_server(TenantsServicer(Tenants(self.desk)), server)
 
@@ -84,7 +99,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     access = Access(settings, store, local_users)
     failure: ForkyError | None = None
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with serving(settings.metrics, host.measured.registry), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()
@@ -93,11 +108,13 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             desk = Desk(store, host, journal, reconciler, peers, admission)
             collector = Collector(desk)
             images = Images(desk, collector)
-            forks = Forks(desk)
+            forks, templates = Forks(desk), Templates(desk)
+            changes = Changes(desk, forks)
+            pools = Pools(desk, changes, images, templates)
             operations = Operations(
-                runs=Runs(desk, images, Templates(desk)),
+                runs=Runs(desk, images, templates, pools),
                 forks=forks,
-                changes=Changes(desk, forks),
+                changes=changes,
                 collector=collector,
                 tags=Tags(desk),
                 images=images,
@@ -107,8 +124,12 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             tasks.create_task(collector.run())
             tasks.create_task(admission.run(operations.changes.put_to_sleep))
             tasks.create_task(peers.run())
+            tasks.create_task(names_file.keep(store, settings.names_file))
+            usage = Usage(desk)
+            metrics = Metrics(usage, host.measured.registry)
+            tasks.create_task(pools.run())
             try:
-                yield App(desk, operations, access, asyncio.Event())
+                yield App(desk, operations, pools, access, usage, metrics, asyncio.Event())
             except ForkyError as error:
                 failure = error  # of its own, not one of a group
             await journal.stop()

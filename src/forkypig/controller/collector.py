@@ -6,7 +6,7 @@ import structlog
 
 from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
-from forkypig.controller.store import events, intents, machines, snapshots
+from forkypig.controller.store import events, intents, machines, pools, snapshots
 from forkypig.core.genealogy import PASSING, Standing, collectable
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, NotFound, NotPossibleNow
@@ -49,6 +49,7 @@ class Collector:
             async with self._desk.store.read() as tx:
                 every = await snapshots.every(tx)
                 occupied = {m.snapshot for m in await machines.every(tx) if m.snapshot is not None}
+                occupied |= set(await pools.grounds(tx))
                 going = await snapshots.removing(tx)
                 _, others = await self._desk.peers.sorted_intents(tx)
             held = going.union(*(i.names for i in others), (s.id for s in every if self._desk.journal.concerns(s.id)))
@@ -91,6 +92,11 @@ class Collector:
             if standing:
                 raise NotPossibleNow(
                     f"{called} can't be removed: {standing.sentence(row.tenant)} stand on it; remove those first"
+                )
+            if (pool := (await pools.grounds(tx)).get(snapshot)) is not None:
+                raise NotPossibleNow(
+                    f"{called} can't be removed: the machines of pool «{pool}» begin with it; "
+                    f"remove that first (forky pool rm {pool})"
                 )
             if collecting and row.kind not in PASSING:
                 raise NotPossibleNow(f"{called} was tagged meanwhile: it stays")

@@ -80,13 +80,13 @@ class Desk:
 
 async def find_machine(tx: AsyncConnection, text: str) -> Machine:
     """The asking tenant's, by id or name. Raises InvalidRequest where `text` can be neither, NotFound where it is none
-    of theirs: another tenant's is not there."""
+    of theirs: another tenant's is not there, and one that waits in a pool is nobody's yet."""
     tenant = principal().tenant
     if is_id(text):
         found = await machines.get(tx, text)
     else:
         found = await machines.by_name(tx, tenant, check_name("machine", text))
-    if found is None or found.tenant != tenant:
+    if found is None or found.tenant != tenant or found.pool is not None:
         raise NotFound("machine", text, "see forky ps")
     return found
 
@@ -165,7 +165,7 @@ async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
                 f"«{text}» is a machine ({machine.id}) and a snapshot's tag ({snapshot.id}): say which by its id"
             )
     found = machine or snapshot
-    if found is None:
+    if found is None or (isinstance(found, Machine) and found.pool is not None):
         raise NotFound("machine or snapshot", text, "see forky ps and forky snapshots")
     return found
 

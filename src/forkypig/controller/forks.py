@@ -168,7 +168,9 @@ class Forks:
     async def _on_host(self, asked: _Asked, options: ForkOptions) -> ForkResult:
         host = self._desk.host
         if isinstance(asked.source, Snapshot):
-            return await host.fork_snapshot(asked.source.id, asked.children, options)
+            result = await host.fork_snapshot(asked.source.id, asked.children, options)
+            host.measured.forked(result)
+            return result
         labels = Labels(SnapshotKind.FORK)
         return await host.fork_machine(asked.source.id, asked.snapshot, labels, asked.children, options)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 
+from forkypig import tracing
+from forkypig.controller.measurements import Measurements
 from forkypig.controller.stamps import Stamp, StampedChannel
 from forkypig.core.reconcile import Seen
 from forkypig.errors import ForkyError, HostUnreachable
@@ -26,7 +28,7 @@ from forkypig.model import (
     SnapshotId,
     SnapshotKind,
 )
-from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc, store_pb2_grpc
+from forkypig.v1 import agent_pb2_grpc, host_pb2_grpc, observe_pb2, observe_pb2_grpc, store_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import host_pb2 as pb
 from forkypig.wire import convert
@@ -104,11 +106,18 @@ class Host:
 
     def __init__(self, socket: Path) -> None:
         self.stamp: Stamp = ()  # who calls, where several controllers do
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self.measured = Measurements()
+        self._channel = grpc.aio.insecure_channel(
+            f"unix:{socket}", options=_OPTIONS, interceptors=tracing.interceptors()
+        )
         stamped: Any = StampedChannel(self._channel, lambda: self.stamp)
         self.stub: host_pb2_grpc.HostAsyncStub = host_pb2_grpc.HostStub(stamped)
         self.agent: agent_pb2_grpc.AgentAsyncStub = agent_pb2_grpc.AgentStub(stamped)
         self.store: store_pb2_grpc.HostStoreAsyncStub = store_pb2_grpc.HostStoreStub(stamped)
+
+        self.observation: observe_pb2_grpc.HostObservationAsyncStub = observe_pb2_grpc.HostObservationStub(
+            self._channel
+        )
 
     async def close(self) -> None:
         await self._channel.close()
@@ -121,6 +130,10 @@ class Host:
     async def status(self, timeout_s: float = QUICK_S) -> pb.HostStatus:
         with host_errors():
             return await self.stub.GetHostStatus(common.Empty(), timeout=timeout_s)
+
+    async def usage(self, timeout_s: float = QUICK_S) -> observe_pb2.HostUsage:
+        with host_errors():
+            return await self.observation.GetUsage(common.Empty(), timeout=timeout_s)
 
     async def pressure(self, timeout_s: float) -> pb.HostPressure:
         """How little memory there is, and how much machines do."""
@@ -197,7 +210,9 @@ class Host:
             options=options_to_wire(options),
         )
         with host_errors():
-            return convert.fork_result_from_wire(await self.stub.ForkMachine(request, timeout=FORK_S))
+            result = convert.fork_result_from_wire(await self.stub.ForkMachine(request, timeout=FORK_S))
+        self.measured.forked(result)
+        return result
 
     async def fork_snapshot(
         self, snapshot: SnapshotId, children: Sequence[Machine], options: ForkOptions
@@ -219,6 +234,12 @@ class Host:
         with host_errors():
             answer = await self.stub.ResumeMachine(pb.HostMachineRequest(machine=machine), timeout=CHANGE_S)
         return convert.machine_from_wire(answer)
+
+    async def acquire(self, machine: MachineId, name: str) -> Machine:
+        """Lets a machine that waited in a pool run."""
+        request = pb.HostAcquireMachineRequest(machine=machine, name=name)
+        with host_errors():
+            return convert.machine_from_wire(await self.stub.AcquireMachine(request, timeout=CHANGE_S))
 
     async def stop(self, machine: MachineId, *, force: bool) -> Machine:
         with host_errors():

@@ -70,6 +70,17 @@ _LEAST: dict[str, dict[str, Role | None]] = {
         "ShareSnapshot": _USER,
         "UnshareSnapshot": _USER,
     },
+    "forkypig.v1.Observation": {"FollowEvents": _VIEWER, "GetUsage": _VIEWER, "GetMetrics": OPERATOR},
+    "forkypig.v1.Pools": {
+        "CreatePool": _ADMIN,
+        "ListPools": _VIEWER,
+        "GetPool": _VIEWER,
+        "ScalePool": _ADMIN,
+        "RemovePool": _ADMIN,
+        "Acquire": _USER,
+        "Release": _USER,
+        "Renew": _USER,
+    },
     "forkypig.v1.Auth": {
         "WhoAmI": _VIEWER,
         "CreateToken": _ADMIN,

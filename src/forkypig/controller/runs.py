@@ -15,6 +15,7 @@ from forkypig.controller.desk import Desk, find_snapshot
 from forkypig.controller.forks import ground_of
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.pools import Pools
 from forkypig.controller.principal import principal
 from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, intents, machines, snapshots
@@ -38,6 +39,7 @@ from forkypig.model import (
     Progress,
     Shape,
     Snapshot,
+    SnapshotId,
     check_name,
     new_machine_id,
 )
@@ -58,13 +60,22 @@ class RunRequest:
     snapshot: str = ""  # to start from; then no image, shape or cold boot
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a run made."""
+
+    machine: Machine
+    ready_ms: float
+    pool: str = ""  # it was taken from this one
+
+
 class Runs:
     """RunMachine."""
 
-    def __init__(self, desk: Desk, images: Images, templates: Templates) -> None:
-        self._desk, self._images, self._templates = desk, images, templates
+    def __init__(self, desk: Desk, images: Images, templates: Templates, pools: Pools) -> None:
+        self._desk, self._images, self._templates, self._pools = desk, images, templates, pools
 
-    async def run(self, request: RunRequest, show: ShowProgress, caller: Caller) -> tuple[Machine, float]:
+    async def run(self, request: RunRequest, show: ShowProgress, caller: Caller) -> "Ran":
         """The machine, ready, and how long it took in ms. To be carried by the journal. Raises ForkyError; then the
         machine is not there, or will be gone as soon as the host can be reached again."""
         began = time.perf_counter()
@@ -80,6 +91,10 @@ class Runs:
         check_shape(shape, status.memory_total_mib)
         image = await caller.wait_for(self._images.find_or_build(request.image, show))
         check_disk_holds(shape, image)
+        if not request.cold_boot and (
+            ran := await self._from_pool(request.name, image.id, shape, None, config, caller)
+        ):
+            return ran
         await self._desk.admission.refresh()
         with self._desk.journal.flight() as flight:
             machine, intent = await self._reserve(flight, request, image, shape, config)
@@ -92,11 +107,26 @@ class Runs:
                 await self._desk.undo(flight, error)
                 raise
         await self._desk.reconciler.landed(machine.id)
-        return machine, ready_ms
+        return Ran(machine, ready_ms)
 
-    async def _run_from_snapshot(
-        self, request: RunRequest, show: ShowProgress, caller: Caller, began: float
-    ) -> tuple[Machine, float]:
+    async def _from_pool(
+        self,
+        name: str,
+        image: ImageId,
+        shape: Shape,
+        snapshot: SnapshotId | None,
+        config: MachineConfig,
+        caller: Caller,
+    ) -> "Ran | None":
+        """A machine that waits in a pool and is what is asked for; None: there is none."""
+        began = time.perf_counter()
+        while (live := self._pools.fitting(image, shape, snapshot)) is not None:
+            machine = await self._pools.take(live, name, config, caller.check)
+            if machine is not None:
+                return Ran(machine, (time.perf_counter() - began) * 1000, live.pool.name)
+        return None
+
+    async def _run_from_snapshot(self, request: RunRequest, show: ShowProgress, caller: Caller, began: float) -> "Ran":
         desk = self._desk
         if request.image or request.cold_boot or request.shape != Shape(0, 0, 0):
             raise InvalidRequest(
@@ -104,6 +134,12 @@ class Runs:
                 "leave out what says otherwise"
             )
         await desk.reconciler.ensure_reachable()
+        async with desk.store.read() as tx:
+            snapshot = await find_snapshot(tx, request.snapshot)
+            config = changed(bare((await ground_of(tx, snapshot)).config), request.change)
+        ran = await self._from_pool(request.name, snapshot.image, snapshot.shape, snapshot.id, config, caller)
+        if ran is not None:
+            return ran
         await desk.admission.refresh()
         with desk.journal.flight() as flight:
             async with desk.store.write() as tx:
@@ -127,7 +163,7 @@ class Runs:
                 await desk.undo(flight, error)
                 raise
         await desk.reconciler.landed(machine.id)
-        return machine, ready_ms
+        return Ran(machine, ready_ms)
 
     async def _check_name_is_free(self, name: str) -> None:
         """Early, before an image is built for it; what counts is `_reserve`."""

@@ -82,8 +82,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
                 if isinstance(update, Progress):
                     yield pb.RunMachineResponse(progress=convert.progress_to_wire(update))
                 else:
-                    machine, ready_ms = update
-                    result = pb.RunResult(machine=self._machine(machine), ready_ms=ready_ms)
+                    self._desk.host.measured.ran(update.ready_ms)
+                    result = pb.RunResult(
+                        machine=self._machine(update.machine), ready_ms=update.ready_ms, pool=update.pool
+                    )
                     yield pb.RunMachineResponse(result=result)
 
     @answered
@@ -227,7 +229,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         return [
             replace(
                 row,
-                settled=now.settled,
+                packed=now.packed,
                 own_memory_bytes=now.own_memory_bytes,
                 own_disk_bytes=now.own_disk_bytes,
             )

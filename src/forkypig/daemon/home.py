@@ -63,6 +63,16 @@ class HomePaths:
         return self.home / "controller.db"
 
     @property
+    def names_file(self) -> Path:
+        """What shells complete, written by the controller."""
+        return self.run / "names"
+
+    @property
+    def config_file(self) -> Path:
+        """Settings, beneath FORKY_* variables."""
+        return self.home / "config.toml"
+
+    @property
     def auth(self) -> Path:
         """The certificate authority and what it has issued; 0700."""
         return self.home / "auth"

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     log.info("serving", socket=str(path), pid=os.getpid())
+    _tell_systemd()
     await stop.wait()
     log.info("stopping")
     await health_servicer.enter_graceful_shutdown()
@@ -112,6 +114,16 @@ async def serve(
         await before_stop()
     await server.stop(grace=1.0)
     path.unlink(missing_ok=True)
+
+
+def _tell_systemd() -> None:
+    """That we serve, if it has started us (sd_notify(3), Type=notify). Nothing that we start is to speak for us."""
+    name = os.environ.pop("NOTIFY_SOCKET", "")
+    if not name:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+        to.connect("\0" + name[1:] if name.startswith("@") else name)
+        to.send(b"READY=1")
 
 
 def now_us() -> int:

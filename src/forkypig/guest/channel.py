@@ -36,7 +36,7 @@ _CONNECT_S = 5.0
 _SETTLE_S = 120.0
 # A clock that is off by less was set right, and the greeting lay in the channel for the rest. It is set again at most
 # so often: on a host so busy that an answer takes longer, no try would be better.
-_CLOCK_TOLERANCE_S = 0.05
+CLOCK_TOLERANCE_S = 0.05
 _CLOCK_TRIES = 3
 # The agent answers by its own deadline; this much more is for a guest that waits for its CPU.
 _QUIESCE_GRACE_S = 5.0
@@ -162,19 +162,19 @@ class GuestChannel:
                 f"machine {self.machine} could not take on fresh entropy ({info.steps.get('entropy', 'no answer')}) "
                 f"and would repeat its siblings' random numbers: check its kernel and its image's agent"
             )
-        if self._identity is not None and abs(int(fields["time-ns"]) / 1e9 - time.time()) > _CLOCK_TOLERANCE_S:
-            await self._correct_clock(deadline_s)
+        if self._identity is not None and abs(int(fields["time-ns"]) / 1e9 - time.time()) > CLOCK_TOLERANCE_S:
+            await self.correct_clock(deadline_s)
         return info
 
-    async def _correct_clock(self, deadline_s: float) -> None:
-        """The greeting lay in the channel until the guest ran: sets the clock again, until that took no longer than it
+    async def correct_clock(self, deadline_s: float) -> None:
+        """Something lay in the channel until the guest ran: sets the clock again, until that took no longer than it
         may be off. Raises GuestUnresponsive."""
         try:
             async with asyncio.timeout(deadline_s):
                 for _ in range(_CLOCK_TRIES):
                     began = time.monotonic()
                     await self.set_clock()
-                    if time.monotonic() - began <= _CLOCK_TOLERANCE_S:
+                    if time.monotonic() - began <= CLOCK_TOLERANCE_S:
                         break
         except TimeoutError as error:
             raise GuestUnresponsive(
@@ -341,7 +341,11 @@ class GuestChannel:
 
     async def set_clock(self) -> None:
         """Sets the guest's wall clock to the host's, as after a pause."""
-        await self._call(wire.pack(("op", "clock"), ("time-ns", str(time.time_ns())))).finished()
+        await self.send_clock().finished()
+
+    def send_clock(self) -> Call:
+        """As `set_clock`, without a wait: what is asked of the guest from here on finds the clock set."""
+        return self._call(wire.pack(("op", "clock"), ("time-ns", str(time.time_ns()))))
 
     def _call(self, request: bytes) -> Call:
         if self.state in (State.NEW, State.GREETING, State.CLOSED):

@@ -6,21 +6,32 @@ import sys
 import grpc
 import structlog
 
-from forkypig.daemon import logs
+from forkypig import tracing
+from forkypig.daemon import logs, traces
 from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
-from forkypig.daemon.settings import Settings
-from forkypig.errors import ForkyError
+from forkypig.daemon.settings import Settings, load
+from forkypig.errors import ForkyError, InvalidRequest
 from forkypig.hostd.adopt import adopt
 from forkypig.hostd.agent_service import AgentServicer
 from forkypig.hostd.fences import FenceInterceptor, Fences
 from forkypig.hostd.host import Host
+from forkypig.hostd.observe_service import HostObservationServicer
 from forkypig.hostd.service import HostServicer
 from forkypig.hostd.store_service import HostStoreServicer
 from forkypig.hostd.transfer import Transfers
 from forkypig.images.store import ImageStore
 from forkypig.pager.client import PagerClient
 from forkypig.qemu import accelerator, read_ahead
-from forkypig.v1 import agent_pb2, agent_pb2_grpc, host_pb2, host_pb2_grpc, store_pb2, store_pb2_grpc
+from forkypig.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    host_pb2,
+    host_pb2_grpc,
+    observe_pb2,
+    observe_pb2_grpc,
+    store_pb2,
+    store_pb2_grpc,
+)
 
 log = structlog.get_logger()
 
@@ -52,11 +63,13 @@ async def run(settings: Settings) -> None:
             host_pb2.DESCRIPTOR.services_by_name["Host"],
             agent_pb2.DESCRIPTOR.services_by_name["Agent"],
             store_pb2.DESCRIPTOR.services_by_name["HostStore"],
+            observe_pb2.DESCRIPTOR.services_by_name["HostObservation"],
         )
 
         def register(server: grpc.aio.Server) -> None:
             host_pb2_grpc.add_HostServicer_to_server(HostServicer(host, started_us, fences), server)
             agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(host), server)
+            observe_pb2_grpc.add_HostObservationServicer_to_server(HostObservationServicer(host), server)
             transfers = HostStoreServicer(Transfers(host), host.snapshots)
             store_pb2_grpc.add_HostStoreServicer_to_server(transfers, server)
 
@@ -66,7 +79,11 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> int:
-    settings = Settings()
+    try:
+        settings = load()
+    except InvalidRequest as error:
+        print(f"hostd can't start: {error}", file=sys.stderr)
+        return 1
     settings.check()
     logs.configure("hostd", settings.log_level)
     try:
@@ -77,11 +94,13 @@ def main() -> int:
     raise_open_files()
     read_ahead.ignore_huge_page_advice()
     try:
+        traces.begin("forky-hostd")
         asyncio.run(run(settings))
     except ForkyError as error:
         print(f"hostd can't start: {error}", file=sys.stderr)
         return 1
     finally:
+        tracing.close()
         del lock
     return 0
 

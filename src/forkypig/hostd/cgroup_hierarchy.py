@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 FROZEN = "frozen"
 MIB = 1 << 20
 PERIOD_US = 100_000  # of the CPU quota; the kernel's own default
+STANDS_BACK = 10  # a group that stands back has this part of the usual weight: not none, so that it comes to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,10 @@ class Hierarchy(ABC):
     @abstractmethod
     def limit_cpu(self, group: Path, cpus: float | None) -> None:
         """Cores' worth of time; None: no limit. The group's weight and real-time allowance become the usual ones."""
+
+    @abstractmethod
+    def stand_back(self, group: Path) -> None:
+        """A small weight, until the next `limit_cpu`."""
 
     @abstractmethod
     def favour(self, group: Path) -> None:

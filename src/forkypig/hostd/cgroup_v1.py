@@ -3,7 +3,16 @@
 import contextlib
 from pathlib import Path
 
-from forkypig.hostd.cgroup_hierarchy import MIB, PERIOD_US, Hierarchy, quota_us, read_keys, read_number, write
+from forkypig.hostd.cgroup_hierarchy import (
+    MIB,
+    PERIOD_US,
+    STANDS_BACK,
+    Hierarchy,
+    quota_us,
+    read_keys,
+    read_number,
+    write,
+)
 
 _USUAL_SHARES, _MOST_SHARES = 1024, 262144
 _NS = 1e9
@@ -30,6 +39,9 @@ class V1(Hierarchy):
         # Refused while a thread of the group is under SCHED_RR, and absent without CONFIG_RT_GROUP_SCHED.
         with contextlib.suppress(OSError):
             write(group / "cpu.rt_runtime_us", 0)
+
+    def stand_back(self, group: Path) -> None:
+        write(group / "cpu.shares", _USUAL_SHARES // STANDS_BACK)
 
     def favour(self, group: Path) -> None:
         write(group / "cpu.cfs_quota_us", -1)

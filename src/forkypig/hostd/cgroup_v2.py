@@ -8,7 +8,17 @@ process sleep. A guest whose memory can't be taken back would not end with a rea
 
 from pathlib import Path
 
-from forkypig.hostd.cgroup_hierarchy import MIB, PERIOD_US, Hierarchy, make, quota_us, read_keys, read_number, write
+from forkypig.hostd.cgroup_hierarchy import (
+    MIB,
+    PERIOD_US,
+    STANDS_BACK,
+    Hierarchy,
+    make,
+    quota_us,
+    read_keys,
+    read_number,
+    write,
+)
 
 _USUAL_WEIGHT, _MOST_WEIGHT = 100, 10_000
 _US = 1e6
@@ -39,6 +49,9 @@ class V2(Hierarchy):
     def limit_cpu(self, group: Path, cpus: float | None) -> None:
         write(group / "cpu.max", f"{'max' if cpus is None else quota_us(cpus)} {PERIOD_US}")
         write(group / "cpu.weight", _USUAL_WEIGHT)
+
+    def stand_back(self, group: Path) -> None:
+        write(group / "cpu.weight", _USUAL_WEIGHT // STANDS_BACK)
 
     def favour(self, group: Path) -> None:
         write(group / "cpu.max", f"max {PERIOD_US}")

@@ -237,6 +237,12 @@ class Group:
                     hierarchy.favour(hierarchy.tree / self.name)
             yield
 
+    def stand_back(self) -> None:
+        """The machine gets little of the CPU where others want it, until `restore_cpu`. Never raises."""
+        for hierarchy in self._cpu():
+            with contextlib.suppress(OSError):
+                hierarchy.stand_back(hierarchy.tree / self.name)
+
     def restore_cpu(self) -> None:
         """Puts the CPU limit back in force."""
         for hierarchy in self._cpu():

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from forkypig import tracing
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, GuestUnresponsive, MachineFailed, ResourceExhausted
+from forkypig.guest.calls import ExecSpec
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.hostd import faults
 from forkypig.hostd.machine import LiveMachine
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 # The guest's own work takes 0.1 s under TCG when the host is idle; a hundred children on two cores share it.
 HANDSHAKE_TIMEOUT_S = 60.0
 
+_WARM_UP_S = 30.0
 # What a child needs at least before it has touched anything: QEMU's own memory (measured: see bench/results).
 _CHILD_MIB = 32
 _HOST_RESERVE_MIB = 256
@@ -108,11 +111,13 @@ def announce(host: "Host", record: SnapshotRecord, child: NewChild) -> LiveMachi
 async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options: ForkOptions, *, began: float) -> Child:
     """Makes one child ready. On failure nothing of it is left but its record, which the caller drops."""
     async with contextlib.AsyncExitStack() as undo:
-        async with host.births:
+        async with host.background_births if options.background else host.births:
             started = time.perf_counter()
-            shell = await host.pool.take(record.snapshot.id)
-            if shell is None:
-                shell = await host.maker.for_snapshot(record, host.memory_path(record.snapshot.id))
+            with tracing.span("shell"):
+                # A shell that stands ready is for who waits.
+                shell = None if options.background else await host.pool.take(record.snapshot.id)
+                if shell is None:
+                    shell = await host.maker.for_snapshot(record, host.memory_path(record.snapshot.id))
             undo.push_async_callback(shell.discard)
             log.info(
                 "child has a shell",
@@ -121,15 +126,20 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
                 shell_ms=_ms(started, time.perf_counter()),
             )
             faults.reach("child-network")
-            await host.network.join(shell.slot, live.tenant)
-            await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
-            joining = asyncio.create_task(host.limit(live, shell.process))  # waits for the kernel, needs no CPU
+            with tracing.span("network"):
+                await host.network.join(shell.slot, live.tenant)
+                await host.network.configure(shell.slot, shell.process, None, live.record.machine.config)
+            joining = asyncio.create_task(_join(host, live, shell, options))  # waits for the kernel, needs no CPU
             undo.push_async_callback(asyncio.wait, {joining})
             identity = _identity(host, live, record, options)
             channel = await load(live, shell, identity, undo)
             await joining
+            if options.background:
+                await _warm_up(live, channel)
             if options.paused:
                 await split.stop(shell.process)
+            if options.background and live.group is not None:
+                live.group.restore_cpu()
         faults.reach("child-record")
         undo.pop_all()
         live.process, live.channel, live.slot = shell.process, channel, shell.slot
@@ -143,7 +153,26 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             machine_id=identity.machine_id,
             slot=shell.slot.name if shell.slot is not None else "",
         )
+        await host.started(live)
         return Child(live.view(), (time.perf_counter() - began) * 1000)
+
+
+async def _warm_up(live: LiveMachine, channel: GuestChannel) -> None:
+    """What is left to do is not to be done when it is handed out, nor by its first command: under emulation the code
+    that runs a command is translated by the first one. A guest that has no such command is none the worse."""
+    await channel.settle()
+    try:
+        async with asyncio.timeout(_WARM_UP_S):
+            async for _ in await channel.exec(ExecSpec(argv=("true",))):
+                pass
+    except (ForkyError, TimeoutError) as error:
+        log.info("not warmed up", machine=live.id, error=str(error))
+
+
+async def _join(host: "Host", live: LiveMachine, shell: Shell, options: ForkOptions) -> None:
+    await host.limit(live, shell.process)
+    if options.background and live.group is not None:
+        live.group.stand_back()
 
 
 def _forget_files(host: "Host", record: SnapshotRecord) -> tuple[str, ...]:
@@ -182,10 +211,12 @@ async def load(live: LiveMachine, shell: Shell, identity: Identity, undo: contex
     ended = asyncio.create_task(shell.process.ended.wait())
     began = time.perf_counter()
     try:
-        await split.load(shell.process, paused=False)
+        with tracing.span("load and run"):
+            await split.load(shell.process, paused=False)
         loaded = time.perf_counter()
         faults.reach("child-handshake")
-        await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        with tracing.span("handshake"):
+            await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not greeting.done():
             raise MachineFailed(
                 f"machine «{live.name}» died before it was ready: {last_words(shell.process.directory)}"
@@ -217,11 +248,16 @@ def _ms(begin: float, end: float) -> float:
     return round((end - begin) * 1000, 1)
 
 
+async def _born(host: "Host", record: SnapshotRecord, live: LiveMachine, options: ForkOptions, began: float) -> Child:
+    with tracing.span("child", machine=live.id):
+        return await bear(host, record, live, options, began=began)
+
+
 async def bear_all(
     host: "Host", record: SnapshotRecord, children: Sequence[LiveMachine], options: ForkOptions, *, began: float
 ) -> tuple[Child, ...]:
     """Makes all children ready, or none: when one fails the others are removed and the first error is raised."""
-    births = [asyncio.create_task(bear(host, record, live, options, began=began)) for live in children]
+    births = [asyncio.create_task(_born(host, record, live, options, began)) for live in children]
     try:
         return tuple(await asyncio.gather(*births))
     except BaseException:

@@ -36,6 +36,7 @@ RESTORE_STEPS = (
     "restore-end",
 )
 HIBERNATE_STEPS = ("hibernate-stop", "hibernate-bind", "hibernate-pack", "hibernate-record")
+ACQUIRE_STEPS = ("acquire-run", "acquire-record")
 PACK_STEPS = ("pack", "pack-record", "pack-end")
 
 _listener: Callable[[str], None] | None = None

@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forkypig.daemon.server import now_us
+from forkypig import tracing
 from forkypig.errors import ForkyError
 from forkypig.hostd import children, faults
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.new_snapshot import NewSnapshot, first_record
 from forkypig.hostd.packing import pack_later
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.shells import Shell
-from forkypig.model import ForkOptions, ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model import ForkOptions, ForkResult, MachineState
 from forkypig.net.tap import Remainder
-from forkypig.qemu import cpu, disks, memory, priority, split
+from forkypig.qemu import disks, memory, priority, split
 from forkypig.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -47,13 +48,29 @@ _QUIESCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class NewSnapshot:
-    """A snapshot that is asked for."""
+class _Marks:
+    """When what happened in a pause, by time.perf_counter() in seconds."""
 
-    id: SnapshotId
-    kind: SnapshotKind
-    tag: str = ""
-    message: str = ""
+    began: float
+    stopped: float
+    saved: float
+    frozen: float
+    handed: float  # to the successor: the load begins
+    running: float
+
+    @property
+    def pause_ms(self) -> float:
+        return (self.running - self.began) * 1000
+
+    def steps(self) -> list[tracing.Step]:
+        """One after the other; `load` ends with the successor's vCPUs running."""
+        return [
+            tracing.Step("stop", self.began, self.stopped),
+            tracing.Step("save", self.stopped, self.saved),
+            tracing.Step("freeze", self.saved, self.frozen),
+            tracing.Step("hand over", self.frozen, self.handed),
+            tracing.Step("load and run", self.handed, self.running),
+        ]
 
 
 async def fork_machine(
@@ -89,7 +106,8 @@ async def split_machine(
     old = live.running_process()
     was_running = live.state is MachineState.RUNNING
     async with old.disks_lock, contextlib.AsyncExitStack() as always, contextlib.AsyncExitStack() as undo:
-        record, successor = await _prepare(host, live, old, new, was_running, undo)
+        with tracing.span("prepare"):
+            record, successor = await _prepare(host, live, old, new, was_running, undo)
         remainder = None
         if live.slot is not None:
             remainder = await live.slot.remainder(old.tap(), successor.parts.process_id)
@@ -103,8 +121,10 @@ async def split_machine(
         split_pids = (old.pid, successor.process.pid)
         async with host.network.calm():
             with favour, priority.during_split(split_pids, host.split_pids()):
-                pause_ms = await _pause(host, live, old, successor, record, remainder, undo)
+                marks = await _pause(host, live, old, successor, record, remainder, undo)
         undo.pop_all()
+    pause_ms = marks.pause_ms
+    tracing.record("pause", marks.steps(), machine=live.id, snapshot=new.id)
     # The successor runs: from here on it is the machine, whatever else happens.
     record = replace(
         record,
@@ -112,9 +132,10 @@ async def split_machine(
         snapshot=replace(record.snapshot, pause_ms=round(pause_ms, 3) if was_running else 0.0),
     )
     _take_over(host, live, old, successor, record)
-    await host.move_channel(live)
-    if quiesce:
-        await _thaw(live)
+    with tracing.span("move the agent's channel"):
+        await host.move_channel(live)
+        if quiesce:
+            await _thaw(live)
     faults.reach("record")
     host.save_snapshot(record)
     live.save()
@@ -183,8 +204,8 @@ async def _pause(
     record: SnapshotRecord,
     remainder: Remainder | None,
     undo: contextlib.AsyncExitStack,
-) -> float:
-    """From `stop` to the successor running; returns how long that took, in ms."""
+) -> _Marks:
+    """From `stop` to the successor running; returns what happened when."""
     undo.push_async_callback(_go_on, old, successor, record.was_running)
     faults.reach("switch")
     if live.slot is not None:
@@ -201,6 +222,7 @@ async def _pause(
     saved = time.perf_counter()
     faults.reach("freeze")
     old.freeze()
+    frozen = time.perf_counter()
     faults.reach("bind")
     binding = asyncio.create_task(host.pager.bind(record.snapshot.id))
     undo.push_async_callback(asyncio.wait, {binding})
@@ -208,8 +230,9 @@ async def _pause(
         with contextlib.suppress(OSError):  # TCP sends again what is lost here
             remainder.carry_over()
     faults.reach("load")
+    handed = time.perf_counter()
     await split.load(successor.process, paused=not record.was_running)
-    loaded = time.perf_counter()
+    marks = _Marks(began, stopped, saved, frozen, handed, time.perf_counter())
     await binding
     log.info(
         "split",
@@ -217,9 +240,9 @@ async def _pause(
         snapshot=record.snapshot.id,
         stopped_ms=round((stopped - began) * 1000, 2),
         saved_ms=round((saved - began) * 1000, 2),
-        pause_ms=round((loaded - began) * 1000, 2),
+        pause_ms=round(marks.pause_ms, 2),
     )
-    return (loaded - began) * 1000
+    return marks
 
 
 async def _go_on(old: Process, successor: Shell, was_running: bool) -> None:
@@ -246,34 +269,23 @@ async def go_on(old: Process, was_running: bool) -> None:
 def snapshot_record(
     host: "Host", live: LiveMachine, old: Process, new: NewSnapshot, address: int, was_running: bool, successor: str
 ) -> SnapshotRecord:
-    hardware = live.record.hardware
-    return SnapshotRecord(
-        snapshot=Snapshot(
-            id=new.id,
-            kind=new.kind,
-            tag=new.tag,
-            message=new.message,
-            parent=live.record.machine.snapshot,
-            machine=live.id,
-            image=live.record.machine.image,
-            shape=live.record.machine.shape,
-            machine_type=hardware.machine_type,
-            qemu_build=host.qemu_build,
-            accelerator=hardware.accelerator,
-            cpu_model=hardware.cpu_model,
-            created_us=now_us(),
-            tenant=live.record.machine.tenant,
-        ),
+    machine = live.record.machine
+    return first_record(
+        host,
+        new,
+        live.record.hardware,
+        machine.image,
+        machine.shape,
+        parent=machine.snapshot,
+        machine=live.id,
+        tenant=machine.tenant,
         phase=SnapshotPhase.SPLITTING,
-        hardware=hardware,
         process_id=old.id,
         address=address,
         disk=live.record.disk,
-        devices=host.devices_path(new.id),
         memory=live.record.memory,
         successor=successor,
         was_running=was_running,
-        cpu=cpu.features(hardware.cpu_model),
     )
 
 

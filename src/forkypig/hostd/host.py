@@ -29,8 +29,9 @@ from forkypig.hostd.network import HostNetwork, give_up, instance_of
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
 from forkypig.hostd.shells import ShellMaker, ShellPool
 from forkypig.images.store import ImageStore
-from forkypig.model import ImageId, Machine, MachineId, MachineState, NetworkPolicy, SnapshotId, SnapshotKind
+from forkypig.model import ImageId, Machine, MachineId, MachineState, NetworkPolicy, Restart, SnapshotId, SnapshotKind
 from forkypig.pager.client import PagerClient
+from forkypig.qemu import cpu
 from forkypig.qemu.accelerator import Accelerator, QemuBuild
 from forkypig.qemu.command import Hardware
 from forkypig.qemu.process import Process, last_words
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 # A daemon is killed some time after it was asked to end; what is in the middle then is taken up by adoption.
 _OPERATIONS_END_S = 5.0
+_LAST_OPERATIONS_S = 120.0  # a fork of a hundred children on two cores takes seconds
 _MOVE_TIMEOUT_S = 10.0  # the channel itself moves in a millisecond
 
 
@@ -68,6 +70,7 @@ class Host:
         self.pool = ShellPool(self.maker, settings.shells)
         # A birth keeps a core busy all along, and a little more keeps the cores busy while one waits.
         self.births = asyncio.Semaphore((os.cpu_count() or 1) + 1)
+        self.background_births = asyncio.Semaphore(1)  # of their own: who waits must not wait for one that stands back
         self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
         self.packing_turn = asyncio.Lock()
         self.folding = Folding(self)
@@ -75,6 +78,7 @@ class Host:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._operations: set[asyncio.Task[Any]] = set()
         self._watchers: set[asyncio.Queue[Machine]] = set()
+        self.ending = False  # no machine begins any more
 
     # -- what it runs on -----------------------------------------------------------------------------------------
 
@@ -124,7 +128,9 @@ class Host:
 
     def check_loadable(self, record: SnapshotRecord) -> None:
         """Raises NotPossibleNow, with the reason, where this host can't load the snapshot."""
-        here = Here(self.qemu_build, self.hardware(), self.accelerator_reason, self.network.reason)
+        hardware = self.hardware()
+        seen = cpu.seen_with(hardware.cpu_model)
+        here = Here(self.qemu_build, hardware, self.accelerator_reason, self.network.reason, seen)
         check_loadable(record, here)
 
     # -- machines ------------------------------------------------------------------------------------------------
@@ -137,7 +143,9 @@ class Host:
         return live
 
     def new_machine(self, record: MachineRecord) -> LiveMachine:
-        """Takes up a machine and writes it down."""
+        """Takes up a machine and writes it down. Raises NotPossibleNow while all of them are ended."""
+        if self.ending:
+            raise NotPossibleNow("Forky Pig is being shut down, so no machine can begin: when it has ended, forky up")
         if record.machine.id in self.machines:
             raise AlreadyExists("machine", record.machine.id)
         live = LiveMachine(record, self.machine_saver)
@@ -152,6 +160,16 @@ class Host:
         finally:
             for watcher in self._watchers:
                 watcher.put_nowait(live.view())
+
+    async def settle(self, live: LiveMachine) -> None:
+        """What the machine's record says outlasts a power cut from here on. For what is reported as done, where a
+        machine is to be found again without its QEMU."""
+        await asyncio.to_thread(self.machine_ledger.sync, live.id)
+
+    async def started(self, live: LiveMachine) -> None:
+        """A machine runs and is about to be reported: one that is to come back must be found after a power cut."""
+        if live.record.machine.config.restart is Restart.ALWAYS:
+            await self.settle(live)
 
     async def end_machine(self, live: LiveMachine) -> None:
         """Cuts a machine's power."""
@@ -396,6 +414,12 @@ class Host:
     def _log_failure(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.error("background task failed", task=task.get_name(), exc_info=task.exception())
+
+    async def begin_end(self) -> None:
+        """From here on no machine begins; waits for those that are on their way, and for what else is under way."""
+        self.ending = True
+        if self._operations:
+            await asyncio.wait(self._operations, timeout=_LAST_OPERATIONS_S)
 
     async def close(self) -> None:
         """Lets operations come to their end, then lets go of everything; machines and frozen processes go on."""

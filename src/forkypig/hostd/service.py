@@ -15,6 +15,7 @@ import structlog
 from forkypig.daemon.server import daemon_message
 from forkypig.errors import AlreadyExists, ForkyError, InvalidRequest
 from forkypig.hostd import (
+    acquire,
     boot,
     children,
     comparison,
@@ -31,6 +32,7 @@ from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.fences import Fences
 from forkypig.hostd.host import Host
+from forkypig.hostd.new_snapshot import NewSnapshot
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images import debian
 from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
@@ -181,7 +183,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         if snapshot in host.snapshots:
             return convert.fork_result_to_wire(self._made_before(snapshot, new_children))
         live = host.machine(check_id(request.machine))
-        new = fork.NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag, request.message)
+        new = NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag, request.message)
         work = fork.fork_machine(host, live, new, new_children, options_from_wire(request.options))
         return convert.fork_result_to_wire(await self._to_the_end(f"fork-{snapshot}", work))
 
@@ -219,6 +221,12 @@ class HostServicer(host_pb2_grpc.HostServicer):
     async def ResumeMachine(self, request: host_pb.HostMachineRequest, context: _Context) -> pb.Machine:
         live = self._host.machine(request.machine)
         return convert.machine_to_wire(await self._to_the_end("resume", lifecycle.resume_machine(live)))
+
+    @answered
+    async def AcquireMachine(self, request: host_pb.HostAcquireMachineRequest, context: _Context) -> pb.Machine:
+        live, name = self._host.machine(request.machine), check_name("machine", request.name)
+        work = acquire.acquire_machine(self._host, live, name)
+        return convert.machine_to_wire(await self._to_the_end("acquire", work))
 
     @answered
     async def StopMachine(self, request: host_pb.HostStopMachineRequest, context: _Context) -> pb.Machine:
@@ -310,6 +318,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         tenant = request.tenant or DEFAULT_TENANT
         labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message, tenant=tenant)
         self._host.save_snapshot(replace(record, snapshot=labelled))
+        await asyncio.to_thread(self._host.snapshot_ledger.sync, labelled.id)
         return convert.snapshot_to_wire(labelled)
 
     @answered

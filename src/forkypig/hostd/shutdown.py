@@ -23,6 +23,7 @@ async def shut_down(host: "Host") -> AsyncIterator[Progress]:
 
     What can't be packed is named at the end, when all the rest is safe.
     """
+    await host.begin_end()
     await host.pool.close()
     machines = [m for m in host.machines.values() if m.state in (MachineState.RUNNING, MachineState.PAUSED)]
     ends = [asyncio.ensure_future(_stop(host, live)) for live in machines]
@@ -46,6 +47,7 @@ async def shut_down(host: "Host") -> AsyncIterator[Progress]:
         await asyncio.to_thread(host.groups.remove_all)
         await asyncio.to_thread(host.ksm.put_back)
     if failures:
+        host.ending = False
         raise NotPossibleNow(
             "some snapshots could not be packed and stay in memory, so Forky Pig goes on running: "
             + "; ".join(failures)

@@ -4,14 +4,17 @@ from forkypig.model.config import ConfigChange, ForkOptions, MachineConfig, Rest
 from forkypig.model.ids import (
     ImageId,
     MachineId,
+    PoolId,
     SnapshotId,
     check_message,
     check_name,
     new_machine_id,
+    new_pool_id,
     new_snapshot_id,
 )
 from forkypig.model.limits import Limits
 from forkypig.model.network import Egress, NetworkMode, NetworkPolicy, PortForward, TcpMode
+from forkypig.model.pools import Acquired, Lease, Pool, PoolStatus
 from forkypig.model.records import (
     Child,
     Event,
@@ -27,6 +30,7 @@ from forkypig.model.records import (
 )
 
 __all__ = [
+    "Acquired",
     "Child",
     "ConfigChange",
     "Egress",
@@ -35,6 +39,7 @@ __all__ = [
     "ForkResult",
     "Image",
     "ImageId",
+    "Lease",
     "Limits",
     "Machine",
     "MachineConfig",
@@ -43,6 +48,9 @@ __all__ = [
     "MemoryDiff",
     "NetworkMode",
     "NetworkPolicy",
+    "Pool",
+    "PoolId",
+    "PoolStatus",
     "PortForward",
     "Progress",
     "Restart",
@@ -54,5 +62,6 @@ __all__ = [
     "check_message",
     "check_name",
     "new_machine_id",
+    "new_pool_id",
     "new_snapshot_id",
 ]

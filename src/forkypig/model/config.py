@@ -48,3 +48,4 @@ class ForkOptions:
     paused: bool = False  # hand the children out paused
     quiesce: bool = False  # freeze the guest's user processes before the split, until each has its own entropy
     forget: tuple[str, ...] = ()  # environment variables whose values are gone in children
+    background: bool = False  # one after the other, and behind everything else that wants the CPU

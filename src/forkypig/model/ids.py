@@ -12,10 +12,11 @@ from forkypig.errors import InvalidRequest
 MachineId = NewType("MachineId", str)
 SnapshotId = NewType("SnapshotId", str)
 ImageId = NewType("ImageId", str)
+PoolId = NewType("PoolId", str)
 
 MOST_MESSAGE = 4000  # characters: a commit message, not a document
 
-_ID = re.compile(r"[msi]-[0-9a-f]{12}")
+_ID = re.compile(r"[msip]-[0-9a-f]{12}")
 _PREFIX = re.compile(r"s-[0-9a-f]{1,12}|[0-9a-f]{4,12}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -28,6 +29,11 @@ def new_machine_id() -> MachineId:
 def new_snapshot_id() -> SnapshotId:
     """A fresh id: "s-" and 48 random bits in hex."""
     return SnapshotId(f"s-{secrets.token_hex(6)}")
+
+
+def new_pool_id() -> PoolId:
+    """A fresh id: "p-" and 48 random bits in hex."""
+    return PoolId(f"p-{secrets.token_hex(6)}")
 
 
 def check_id(text: str) -> str:

@@ -6,7 +6,7 @@ from enum import Enum
 
 from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.config import MachineConfig
-from forkypig.model.ids import ImageId, MachineId, SnapshotId
+from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 
 
 class MachineState(Enum):
@@ -59,6 +59,7 @@ class Machine:
     created_us: int = 0
     operation: str = ""  # what is being done to it now
     config: MachineConfig = MachineConfig()
+    pool: PoolId | None = None  # it waits there to be acquired, and is nobody's until then
     tenant: str = DEFAULT_TENANT  # whose it is
 
 
@@ -81,7 +82,7 @@ class Snapshot:
     pause_ms: float = 0.0
     own_memory_bytes: int = 0
     own_disk_bytes: int = 0  # what its machine wrote since the parent snapshot
-    settled: bool = False  # True: memory in a file, False: in a frozen process
+    packed: bool = False  # True: memory in a file, False: in a frozen process
     created_us: int = 0
     tenant: str = DEFAULT_TENANT  # whose it is
     shared_with: tuple[str, ...] = ()  # tenants that may start machines from it; EVERY_TENANT: all

@@ -47,6 +47,11 @@ class PagerClient:
         """What the process says of itself."""
         return (await self.status()).pager
 
+    async def faults(self) -> pager_pb2.PagerFaults:
+        """How long reads of its files took."""
+        with rpc_errors():
+            return await self._stub.GetFaults(common_pb2.Empty(), timeout=_TIMEOUT_S)
+
     async def reserve(
         self, snapshot: SnapshotId, size_bytes: int, parent: SnapshotId | None, pid: int, address: int
     ) -> Path:
@@ -85,6 +90,8 @@ class PagerClient:
             accelerator=order.accelerator,
             shape=shape_to_wire(order.shape),
             created_us=order.created_us,
+            cpu=order.cpu,
+            cpu_features=order.cpu_features,
         )
         # No deadline: it depends on the disk. The pager ends it when it makes no progress.
         async for message in translated(aiter(self._stub.Pack(request))):

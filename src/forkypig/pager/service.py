@@ -12,6 +12,7 @@ from forkypig.daemon.server import daemon_message
 from forkypig.model import SnapshotId
 from forkypig.pager import cache
 from forkypig.pager.catalogue import Catalogue
+from forkypig.pager.latency import BOUNDS_S, Latency
 from forkypig.pager.order import BaseImage, Disk, DiskLayer, Extent, PackOrder
 from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.served import FileKind
@@ -34,8 +35,10 @@ _STATES = {
 class PagerServicer(pager_pb2_grpc.PagerServicer):
     """See pager.proto."""
 
-    def __init__(self, catalogue: Catalogue, reader: ReaderLink, mountpoint: Path, started_us: int) -> None:
-        self._catalogue, self._reader = catalogue, reader
+    def __init__(
+        self, catalogue: Catalogue, reader: ReaderLink, mountpoint: Path, started_us: int, latency: Latency
+    ) -> None:
+        self._catalogue, self._reader, self._latency = catalogue, reader, latency
         self._mountpoint, self._started_us = mountpoint, started_us
 
     @answered
@@ -56,6 +59,11 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
             stored_bytes=stored_bytes,
             chunks=chunks,
         )
+
+    @answered
+    async def GetFaults(self, request: common_pb2.Empty, context: _Context) -> pager_pb2.PagerFaults:
+        found = common_pb2.Distribution(bounds_s=BOUNDS_S, counts=self._latency.counts, sum_s=self._latency.sum_s)
+        return pager_pb2.PagerFaults(latency=found, bytes=self._latency.bytes)
 
     @answered
     async def Reserve(self, request: pager_pb2.ReserveRequest, context: _Context) -> pager_pb2.ReserveResponse:
@@ -128,6 +136,8 @@ def _order(request: pager_pb2.PackRequest) -> PackOrder:
         accelerator=request.accelerator,
         shape=shape_from_wire(request.shape),
         created_us=request.created_us,
+        cpu=request.cpu,
+        cpu_features=tuple(request.cpu_features),
     )
 
 

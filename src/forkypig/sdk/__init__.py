@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from forkypig.sdk.client import Forky as Forky
     from forkypig.sdk.machine import Fork as Fork
     from forkypig.sdk.machine import Machine as Machine
+    from forkypig.sdk.pools import AcquiredMachine as AcquiredMachine
+    from forkypig.sdk.pools import Pool as Pool
     from forkypig.sdk.process import ExecResult as ExecResult
     from forkypig.sdk.process import Output as Output
     from forkypig.sdk.process import Process as Process
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from forkypig.sdk.transfer import Copied as Copied
 
 _HOMES = {
+    "AcquiredMachine": "pools",
     "AuditEntry": "access",
     "Bisected": "bisect",
     "Check": "status",
@@ -30,12 +33,14 @@ _HOMES = {
     "Forky": "client",
     "Machine": "machine",
     "Output": "process",
+    "Pool": "pools",
     "Process": "process",
     "Status": "status",
     "Token": "access",
     "Trial": "bisect",
 }
 __all__ = [
+    "AcquiredMachine",
     "AuditEntry",
     "Bisected",
     "Check",
@@ -45,6 +50,7 @@ __all__ = [
     "Forky",
     "Machine",
     "Output",
+    "Pool",
     "Process",
     "Status",
     "Token",

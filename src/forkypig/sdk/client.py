@@ -21,6 +21,8 @@ from forkypig.sdk.bisect import Bisected, OnTrial, bisect
 from forkypig.sdk.connection import LONG_S, MACHINE_S, QUICK_S, calls, open_channel, translated
 from forkypig.sdk.diff import Diff, diff
 from forkypig.sdk.machine import UNCHANGED, Fork, Machine
+from forkypig.sdk.observe import Observing
+from forkypig.sdk.pools import Pooling
 from forkypig.sdk.status import Check, Status, Verdict
 from forkypig.sdk.store import Storing
 from forkypig.sdk.tenants import Tenancy
@@ -39,7 +41,7 @@ _PAGE = 1000  # an answer of some 300 KiB
 _EVENTS_PAGE = 1000
 
 
-class Forky(Storing, Access, Tenancy):
+class Forky(Observing, Storing, Access, Tenancy, Pooling):
     """A connection to one instance of Forky Pig; use as an asynchronous context manager."""
 
     def __init__(
@@ -157,7 +159,9 @@ class Forky(Storing, Access, Tenancy):
         call = self.controller.RunMachine(request, timeout=LONG_S)
         async for update in translated(self.socket, call):
             if update.WhichOneof("update") == "result":
-                return Machine(self, convert.machine_from_wire(update.result.machine), update.result.ready_ms)
+                made = Machine(self, convert.machine_from_wire(update.result.machine), update.result.ready_ms)
+                made.pool = update.result.pool
+                return made
             if on_progress is not None:
                 on_progress(convert.progress_from_wire(update.progress))
         raise errors.InternalError("the run ended without a machine: the controller's log says more")

@@ -12,7 +12,7 @@ from typing import TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from forkypig import errors
+from forkypig import errors, tracing
 from forkypig.sdk.address import Endpoint, Identity, Remote
 from forkypig.sdk.resilient import Channel
 from forkypig.wire import status
@@ -45,16 +45,17 @@ def open_channel(
     """A channel to `socket`, or to an address; nothing is connected until the first call. With an identity its calls
     say whose they are, and come again when the connection breaks; `wrap` goes around gRPC's own channel.
     Raises OSError where a file can't be read."""
+    carried = tracing.interceptors()
     if isinstance(socket, Path):
-        channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS, interceptors=carried)
     elif socket.tls:
         authorities, certificate, key = (
             path.read_bytes() if path is not None else None for path in (socket.ca, socket.certificate, socket.key)
         )
         credentials = grpc.ssl_channel_credentials(authorities, key, certificate)
-        channel = grpc.aio.secure_channel(str(socket.at), credentials, options=(*_OPTIONS, *_FAR_OPTIONS))
+        channel = grpc.aio.secure_channel(str(socket.at), credentials, (*_OPTIONS, *_FAR_OPTIONS), interceptors=carried)
     else:
-        channel = grpc.aio.insecure_channel(str(socket.at), options=(*_OPTIONS, *_FAR_OPTIONS))
+        channel = grpc.aio.insecure_channel(str(socket.at), (*_OPTIONS, *_FAR_OPTIONS), interceptors=carried)
     if wrap is not None:
         channel = wrap(channel)
     return Channel(channel, identity.metadata()) if identity is not None else channel

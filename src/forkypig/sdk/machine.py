@@ -41,6 +41,7 @@ class Machine:
     def __init__(self, forky: "Forky", info: model.Machine, ready_ms: float | None = None) -> None:
         self._forky = forky
         self.info = info
+        self.pool = ""  # the pool that a run took it from
         self.ready_ms = ready_ms  # of the run or fork that made this handle: until the agent had confirmed
 
     @property

@@ -477,10 +477,13 @@ class ForkOptions(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     QUIESCE_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     """hand the children out paused"""
     quiesce: _builtins.bool
     """freeze the guest's user processes before the split, until each has its own entropy"""
+    background: _builtins.bool
+    """one after the other, and behind everything else that wants the CPU"""
     @_builtins.property
     def forget(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """environment variables whose values are gone in children"""
@@ -491,10 +494,11 @@ class ForkOptions(_message.Message):
         paused: _builtins.bool = ...,
         quiesce: _builtins.bool = ...,
         forget: _abc.Iterable[_builtins.str] | None = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "paused", b"paused", "quiesce", b"quiesce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "forget", b"forget", "paused", b"paused", "quiesce", b"quiesce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -517,7 +521,7 @@ class Snapshot(_message.Message):
     CPU_MODEL_FIELD_NUMBER: _builtins.int
     PAUSE_MS_FIELD_NUMBER: _builtins.int
     OWN_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    SETTLED_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     OWN_DISK_BYTES_FIELD_NUMBER: _builtins.int
@@ -542,7 +546,7 @@ class Snapshot(_message.Message):
     """of the machine it was taken from"""
     own_memory_bytes: _builtins.int
     """pages that its parent snapshot does not hold"""
-    settled: _builtins.bool
+    packed: _builtins.bool
     """true: its memory lies in a file; false: in a frozen process"""
     created_us: _builtins.int
     message: _builtins.str
@@ -573,7 +577,7 @@ class Snapshot(_message.Message):
         cpu_model: _builtins.str = ...,
         pause_ms: _builtins.float = ...,
         own_memory_bytes: _builtins.int = ...,
-        settled: _builtins.bool = ...,
+        packed: _builtins.bool = ...,
         created_us: _builtins.int = ...,
         message: _builtins.str = ...,
         own_disk_bytes: _builtins.int = ...,
@@ -582,7 +586,7 @@ class Snapshot(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "settled", b"settled", "shape", b"shape", "shared_with", b"shared_with", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "packed", b"packed", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "shape", b"shape", "shared_with", b"shared_with", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -907,6 +911,39 @@ class ForkResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForkResult: _TypeAlias = ForkResult  # noqa: Y015
+
+@_typing.final
+class Distribution(_message.Message):
+    """How often something took how long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_S_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_S_FIELD_NUMBER: _builtins.int
+    sum_s: _builtins.float
+    @_builtins.property
+    def bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """upper bounds of the buckets, rising"""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of each bucket alone, and one more for what took longer"""
+
+    def __init__(
+        self,
+        *,
+        bounds_s: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sum_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds_s", b"bounds_s", "counts", b"counts", "sum_s", b"sum_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distribution: _TypeAlias = Distribution  # noqa: Y015
 
 @_typing.final
 class Daemon(_message.Message):

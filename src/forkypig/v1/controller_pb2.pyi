@@ -180,8 +180,11 @@ class RunResult(_message.Message):
 
     MACHINE_FIELD_NUMBER: _builtins.int
     READY_MS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     ready_ms: _builtins.float
     """from the request to the agent's confirmation"""
+    pool: _builtins.str
+    """the pool that it was taken from; empty for none"""
     @_builtins.property
     def machine(self) -> _common_pb2.Machine: ...
     def __init__(
@@ -189,10 +192,11 @@ class RunResult(_message.Message):
         *,
         machine: _common_pb2.Machine | None = ...,
         ready_ms: _builtins.float = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "ready_ms", b"ready_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "pool", b"pool", "ready_ms", b"ready_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -406,6 +406,29 @@ class HostMachineRequest(_message.Message):
 Global___HostMachineRequest: _TypeAlias = HostMachineRequest  # noqa: Y015
 
 @_typing.final
+class HostAcquireMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    name: _builtins.str
+    """what it is called from now on"""
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostAcquireMachineRequest: _TypeAlias = HostAcquireMachineRequest  # noqa: Y015
+
+@_typing.final
 class HostRestoreMachineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -80,6 +80,11 @@ class HostStub:
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
                 _registered_method=True)
+        self.AcquireMachine = channel.unary_unary(
+                '/forkypig.v1.Host/AcquireMachine',
+                request_serializer=forkypig_dot_v1_dot_host__pb2.HostAcquireMachineRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+                _registered_method=True)
         self.StopMachine = channel.unary_unary(
                 '/forkypig.v1.Host/StopMachine',
                 request_serializer=forkypig_dot_v1_dot_host__pb2.HostStopMachineRequest.SerializeToString,
@@ -255,6 +260,13 @@ class HostServicer:
 
     def ResumeMachine(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcquireMachine(self, request, context):
+        """Lets a machine that waited in a pool run, its clock set; answers as soon as it runs.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -451,6 +463,11 @@ def add_HostServicer_to_server(servicer, server):
             'ResumeMachine': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeMachine,
                     request_deserializer=forkypig_dot_v1_dot_host__pb2.HostMachineRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
+            ),
+            'AcquireMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireMachine,
+                    request_deserializer=forkypig_dot_v1_dot_host__pb2.HostAcquireMachineRequest.FromString,
                     response_serializer=forkypig_dot_v1_dot_common__pb2.Machine.SerializeToString,
             ),
             'StopMachine': grpc.unary_unary_rpc_method_handler(
@@ -811,6 +828,33 @@ class Host:
             target,
             '/forkypig.v1.Host/ResumeMachine',
             forkypig_dot_v1_dot_host__pb2.HostMachineRequest.SerializeToString,
+            forkypig_dot_v1_dot_common__pb2.Machine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Host/AcquireMachine',
+            forkypig_dot_v1_dot_host__pb2.HostAcquireMachineRequest.SerializeToString,
             forkypig_dot_v1_dot_common__pb2.Machine.FromString,
             options,
             channel_credentials,

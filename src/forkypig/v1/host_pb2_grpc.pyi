@@ -48,6 +48,8 @@ class HostStub:
     """Starts children from a snapshot."""
     PauseMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
     ResumeMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
+    AcquireMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostAcquireMachineRequest, _common_pb2.Machine]
+    """Lets a machine that waited in a pool run, its clock set; answers as soon as it runs."""
     StopMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostStopMachineRequest, _common_pb2.Machine]
     StartMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]
     RestoreMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.HostRestoreMachineRequest, _common_pb2.Machine]
@@ -98,6 +100,8 @@ class HostAsyncStub(HostStub):
     """Starts children from a snapshot."""
     PauseMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     ResumeMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    AcquireMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostAcquireMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
+    """Lets a machine that waited in a pool run, its clock set; answers as soon as it runs."""
     StopMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostStopMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     StartMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
     RestoreMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.HostRestoreMachineRequest, _common_pb2.Machine]  # type: ignore[assignment]
@@ -199,6 +203,14 @@ class HostServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.HostMachineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]: ...
+
+    @_abc_1.abstractmethod
+    def AcquireMachine(
+        self,
+        request: _host_pb2.HostAcquireMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Machine, _abc.Awaitable[_common_pb2.Machine]]:
+        """Lets a machine that waited in a pool run, its clock set; answers as soon as it runs."""
 
     @_abc_1.abstractmethod
     def StopMachine(

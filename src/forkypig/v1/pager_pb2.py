@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from forkypig.v1 import common_pb2 as forkypig_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66orkypig/v1/pager.proto\x12\x0b\x66orkypig.v1\x1a\x18\x66orkypig/v1/common.proto\"\xb0\x01\n\x0bPagerStatus\x12\"\n\x05pager\x18\x01 \x01(\x0b\x32\x13.forkypig.v1.Daemon\x12\x12\n\nmountpoint\x18\x02 \x01(\t\x12-\n\tsnapshots\x18\x03 \x03(\x0b\x32\x1a.forkypig.v1.PagerSnapshot\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\"\xaf\x02\n\rPagerSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .forkypig.v1.PagerSnapshot.State\x12\r\n\x05reads\x18\x05 \x01(\x04\x12\x12\n\nread_bytes\x18\x06 \x01(\x04\x12\x11\n\town_bytes\x18\x07 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x04\x12\x15\n\rdevices_bytes\x18\t \x01(\x04\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_RESERVED\x10\x01\x12\x10\n\x0cSTATE_FROZEN\x10\x02\x12\x10\n\x0cSTATE_PACKED\x10\x04\"d\n\x0eReserveRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\x04\"-\n\x0fReserveResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04pids\x18\x02 \x03(\r\"\x1f\n\x0b\x42indRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\")\n\x15SnapshotMemoryRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"\xde\x01\n\x0bPackRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x01(\t\x12#\n\x04\x64isk\x18\x03 \x01(\x0b\x32\x15.forkypig.v1.PackDisk\x12\x12\n\nqemu_build\x18\x04 \x01(\t\x12\x14\n\x0cmachine_type\x18\x05 \x01(\t\x12\x11\n\tcpu_model\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x01(\t\x12!\n\x05shape\x18\x08 \x01(\x0b\x32\x12.forkypig.v1.Shape\x12\x12\n\ncreated_us\x18\t \x01(\x03\"{\n\x08PackDisk\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12&\n\x06layers\x18\x02 \x03(\x0b\x32\x16.forkypig.v1.DiskLayer\x12\r\n\x05\x62\x65low\x18\x03 \x01(\t\x12$\n\x04\x62\x61se\x18\x04 \x01(\x0b\x32\x16.forkypig.v1.BaseImage\"C\n\tDiskLayer\x12\x0c\n\x04path\x18\x01 \x01(\t\x12(\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x17.forkypig.v1.DiskExtent\"U\n\nDiskExtent\x12\x14\n\x0cguest_offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ile_offset\x18\x03 \x01(\x04\x12\x0c\n\x04zero\x18\x04 \x01(\x08\"5\n\tBaseImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x1b\n\x0bMoveRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"Q\n\x0bOpenRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t2\xf1\x03\n\x05Pager\x12>\n\x0eGetPagerStatus\x12\x12.forkypig.v1.Empty\x1a\x18.forkypig.v1.PagerStatus\x12\x44\n\x07Reserve\x12\x1b.forkypig.v1.ReserveRequest\x1a\x1c.forkypig.v1.ReserveResponse\x12\x34\n\x04\x42ind\x12\x18.forkypig.v1.BindRequest\x1a\x12.forkypig.v1.Empty\x12\x43\n\tEndOfLoad\x12\".forkypig.v1.SnapshotMemoryRequest\x1a\x12.forkypig.v1.Empty\x12\x39\n\x04Pack\x12\x18.forkypig.v1.PackRequest\x1a\x15.forkypig.v1.Progress0\x01\x12\x34\n\x04Open\x12\x18.forkypig.v1.OpenRequest\x1a\x12.forkypig.v1.Empty\x12\x34\n\x04Move\x12\x18.forkypig.v1.MoveRequest\x1a\x12.forkypig.v1.Empty\x12@\n\x06\x46orget\x12\".forkypig.v1.SnapshotMemoryRequest\x1a\x12.forkypig.v1.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66orkypig/v1/pager.proto\x12\x0b\x66orkypig.v1\x1a\x18\x66orkypig/v1/common.proto\"\xb0\x01\n\x0bPagerStatus\x12\"\n\x05pager\x18\x01 \x01(\x0b\x32\x13.forkypig.v1.Daemon\x12\x12\n\nmountpoint\x18\x02 \x01(\t\x12-\n\tsnapshots\x18\x03 \x03(\x0b\x32\x1a.forkypig.v1.PagerSnapshot\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\"H\n\x0bPagerFaults\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.forkypig.v1.Distribution\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\xaf\x02\n\rPagerSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .forkypig.v1.PagerSnapshot.State\x12\r\n\x05reads\x18\x05 \x01(\x04\x12\x12\n\nread_bytes\x18\x06 \x01(\x04\x12\x11\n\town_bytes\x18\x07 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x08 \x01(\x04\x12\x15\n\rdevices_bytes\x18\t \x01(\x04\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_RESERVED\x10\x01\x12\x10\n\x0cSTATE_FROZEN\x10\x02\x12\x10\n\x0cSTATE_PACKED\x10\x04\"d\n\x0eReserveRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\x04\"-\n\x0fReserveResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04pids\x18\x02 \x03(\r\"\x1f\n\x0b\x42indRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\")\n\x15SnapshotMemoryRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"\x81\x02\n\x0bPackRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x01(\t\x12#\n\x04\x64isk\x18\x03 \x01(\x0b\x32\x15.forkypig.v1.PackDisk\x12\x12\n\nqemu_build\x18\x04 \x01(\t\x12\x14\n\x0cmachine_type\x18\x05 \x01(\t\x12\x11\n\tcpu_model\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x01(\t\x12!\n\x05shape\x18\x08 \x01(\x0b\x32\x12.forkypig.v1.Shape\x12\x12\n\ncreated_us\x18\t \x01(\x03\x12\x0b\n\x03\x63pu\x18\n \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x0b \x03(\t\"{\n\x08PackDisk\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12&\n\x06layers\x18\x02 \x03(\x0b\x32\x16.forkypig.v1.DiskLayer\x12\r\n\x05\x62\x65low\x18\x03 \x01(\t\x12$\n\x04\x62\x61se\x18\x04 \x01(\x0b\x32\x16.forkypig.v1.BaseImage\"C\n\tDiskLayer\x12\x0c\n\x04path\x18\x01 \x01(\t\x12(\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x17.forkypig.v1.DiskExtent\"U\n\nDiskExtent\x12\x14\n\x0cguest_offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ile_offset\x18\x03 \x01(\x04\x12\x0c\n\x04zero\x18\x04 \x01(\x08\"5\n\tBaseImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x1b\n\x0bMoveRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"Q\n\x0bOpenRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t2\xac\x04\n\x05Pager\x12>\n\x0eGetPagerStatus\x12\x12.forkypig.v1.Empty\x1a\x18.forkypig.v1.PagerStatus\x12\x39\n\tGetFaults\x12\x12.forkypig.v1.Empty\x1a\x18.forkypig.v1.PagerFaults\x12\x44\n\x07Reserve\x12\x1b.forkypig.v1.ReserveRequest\x1a\x1c.forkypig.v1.ReserveResponse\x12\x34\n\x04\x42ind\x12\x18.forkypig.v1.BindRequest\x1a\x12.forkypig.v1.Empty\x12\x43\n\tEndOfLoad\x12\".forkypig.v1.SnapshotMemoryRequest\x1a\x12.forkypig.v1.Empty\x12\x39\n\x04Pack\x12\x18.forkypig.v1.PackRequest\x1a\x15.forkypig.v1.Progress0\x01\x12\x34\n\x04Open\x12\x18.forkypig.v1.OpenRequest\x1a\x12.forkypig.v1.Empty\x12\x34\n\x04Move\x12\x18.forkypig.v1.MoveRequest\x1a\x12.forkypig.v1.Empty\x12@\n\x06\x46orget\x12\".forkypig.v1.SnapshotMemoryRequest\x1a\x12.forkypig.v1.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAGERSTATUS']._serialized_start=67
   _globals['_PAGERSTATUS']._serialized_end=243
-  _globals['_PAGERSNAPSHOT']._serialized_start=246
-  _globals['_PAGERSNAPSHOT']._serialized_end=549
-  _globals['_PAGERSNAPSHOT_STATE']._serialized_start=463
-  _globals['_PAGERSNAPSHOT_STATE']._serialized_end=549
-  _globals['_RESERVEREQUEST']._serialized_start=551
-  _globals['_RESERVEREQUEST']._serialized_end=651
-  _globals['_RESERVERESPONSE']._serialized_start=653
-  _globals['_RESERVERESPONSE']._serialized_end=698
-  _globals['_BINDREQUEST']._serialized_start=700
-  _globals['_BINDREQUEST']._serialized_end=731
-  _globals['_SNAPSHOTMEMORYREQUEST']._serialized_start=733
-  _globals['_SNAPSHOTMEMORYREQUEST']._serialized_end=774
-  _globals['_PACKREQUEST']._serialized_start=777
-  _globals['_PACKREQUEST']._serialized_end=999
-  _globals['_PACKDISK']._serialized_start=1001
-  _globals['_PACKDISK']._serialized_end=1124
-  _globals['_DISKLAYER']._serialized_start=1126
-  _globals['_DISKLAYER']._serialized_end=1193
-  _globals['_DISKEXTENT']._serialized_start=1195
-  _globals['_DISKEXTENT']._serialized_end=1280
-  _globals['_BASEIMAGE']._serialized_start=1282
-  _globals['_BASEIMAGE']._serialized_end=1335
-  _globals['_MOVEREQUEST']._serialized_start=1337
-  _globals['_MOVEREQUEST']._serialized_end=1364
-  _globals['_OPENREQUEST']._serialized_start=1366
-  _globals['_OPENREQUEST']._serialized_end=1447
-  _globals['_PAGER']._serialized_start=1450
-  _globals['_PAGER']._serialized_end=1947
+  _globals['_PAGERFAULTS']._serialized_start=245
+  _globals['_PAGERFAULTS']._serialized_end=317
+  _globals['_PAGERSNAPSHOT']._serialized_start=320
+  _globals['_PAGERSNAPSHOT']._serialized_end=623
+  _globals['_PAGERSNAPSHOT_STATE']._serialized_start=537
+  _globals['_PAGERSNAPSHOT_STATE']._serialized_end=623
+  _globals['_RESERVEREQUEST']._serialized_start=625
+  _globals['_RESERVEREQUEST']._serialized_end=725
+  _globals['_RESERVERESPONSE']._serialized_start=727
+  _globals['_RESERVERESPONSE']._serialized_end=772
+  _globals['_BINDREQUEST']._serialized_start=774
+  _globals['_BINDREQUEST']._serialized_end=805
+  _globals['_SNAPSHOTMEMORYREQUEST']._serialized_start=807
+  _globals['_SNAPSHOTMEMORYREQUEST']._serialized_end=848
+  _globals['_PACKREQUEST']._serialized_start=851
+  _globals['_PACKREQUEST']._serialized_end=1108
+  _globals['_PACKDISK']._serialized_start=1110
+  _globals['_PACKDISK']._serialized_end=1233
+  _globals['_DISKLAYER']._serialized_start=1235
+  _globals['_DISKLAYER']._serialized_end=1302
+  _globals['_DISKEXTENT']._serialized_start=1304
+  _globals['_DISKEXTENT']._serialized_end=1389
+  _globals['_BASEIMAGE']._serialized_start=1391
+  _globals['_BASEIMAGE']._serialized_end=1444
+  _globals['_MOVEREQUEST']._serialized_start=1446
+  _globals['_MOVEREQUEST']._serialized_end=1473
+  _globals['_OPENREQUEST']._serialized_start=1475
+  _globals['_OPENREQUEST']._serialized_end=1556
+  _globals['_PAGER']._serialized_start=1559
+  _globals['_PAGER']._serialized_end=2115
 # @@protoc_insertion_point(module_scope)

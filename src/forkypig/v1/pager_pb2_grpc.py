@@ -40,6 +40,11 @@ class PagerStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_pager__pb2.PagerStatus.FromString,
                 _registered_method=True)
+        self.GetFaults = channel.unary_unary(
+                '/forkypig.v1.Pager/GetFaults',
+                request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_pager__pb2.PagerFaults.FromString,
+                _registered_method=True)
         self.Reserve = channel.unary_unary(
                 '/forkypig.v1.Pager/Reserve',
                 request_serializer=forkypig_dot_v1_dot_pager__pb2.ReserveRequest.SerializeToString,
@@ -82,6 +87,13 @@ class PagerServicer:
 
     def GetPagerStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFaults(self, request, context):
+        """How long reads of its files took.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -148,6 +160,11 @@ def add_PagerServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_pager__pb2.PagerStatus.SerializeToString,
             ),
+            'GetFaults': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFaults,
+                    request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
+                    response_serializer=forkypig_dot_v1_dot_pager__pb2.PagerFaults.SerializeToString,
+            ),
             'Reserve': grpc.unary_unary_rpc_method_handler(
                     servicer.Reserve,
                     request_deserializer=forkypig_dot_v1_dot_pager__pb2.ReserveRequest.FromString,
@@ -211,6 +228,33 @@ class Pager:
             '/forkypig.v1.Pager/GetPagerStatus',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_pager__pb2.PagerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Pager/GetFaults',
+            forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
+            forkypig_dot_v1_dot_pager__pb2.PagerFaults.FromString,
             options,
             channel_credentials,
             insecure,

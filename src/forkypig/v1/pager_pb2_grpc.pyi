@@ -33,6 +33,8 @@ class PagerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PagerAsyncStub: ...
     GetPagerStatus: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerStatus]
+    GetFaults: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerFaults]
+    """How long reads of its files took."""
     Reserve: _grpc.UnaryUnaryMultiCallable[_pager_pb2.ReserveRequest, _pager_pb2.ReserveResponse]
     """Offers MOUNT/<snapshot>/memory. Until it is bound, opening and mapping it work and reading waits."""
     Bind: _grpc.UnaryUnaryMultiCallable[_pager_pb2.BindRequest, _common_pb2.Empty]
@@ -60,6 +62,8 @@ class PagerStub:
 class PagerAsyncStub(PagerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPagerStatus: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerStatus]  # type: ignore[assignment]
+    GetFaults: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerFaults]  # type: ignore[assignment]
+    """How long reads of its files took."""
     Reserve: _aio.UnaryUnaryMultiCallable[_pager_pb2.ReserveRequest, _pager_pb2.ReserveResponse]  # type: ignore[assignment]
     """Offers MOUNT/<snapshot>/memory. Until it is bound, opening and mapping it work and reading waits."""
     Bind: _aio.UnaryUnaryMultiCallable[_pager_pb2.BindRequest, _common_pb2.Empty]  # type: ignore[assignment]
@@ -90,6 +94,14 @@ class PagerServicer(metaclass=_abc_1.ABCMeta):
         request: _common_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_pager_pb2.PagerStatus, _abc.Awaitable[_pager_pb2.PagerStatus]]: ...
+
+    @_abc_1.abstractmethod
+    def GetFaults(
+        self,
+        request: _common_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pager_pb2.PagerFaults, _abc.Awaitable[_pager_pb2.PagerFaults]]:
+        """How long reads of its files took."""
 
     @_abc_1.abstractmethod
     def Reserve(

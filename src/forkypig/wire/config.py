@@ -77,11 +77,18 @@ def change_from_wire(message: pb.ConfigChange) -> model.ConfigChange:
 
 
 def options_to_wire(options: model.ForkOptions) -> pb.ForkOptions:
-    return pb.ForkOptions(paused=options.paused, quiesce=options.quiesce, forget=options.forget)
+    return pb.ForkOptions(
+        paused=options.paused, quiesce=options.quiesce, forget=options.forget, background=options.background
+    )
 
 
 def options_from_wire(message: pb.ForkOptions) -> model.ForkOptions:
-    return model.ForkOptions(paused=message.paused, quiesce=message.quiesce, forget=tuple(message.forget))
+    return model.ForkOptions(
+        paused=message.paused,
+        quiesce=message.quiesce,
+        forget=tuple(message.forget),
+        background=message.background,
+    )
 
 
 def _egress_to_wire(egress: model.Egress) -> pb.Egress:

@@ -1,6 +1,8 @@
 """Rows of events: what happened, in order, the newest hundred thousand."""
 
-from sqlalchemy import delete, insert, select
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.principal import principal
@@ -34,6 +36,20 @@ async def after(connection: AsyncConnection, tenant: str, sequence: int, limit: 
         .order_by(table.c.sequence)
         .limit(min(limit or DEFAULT_LIMIT, MOST))
     )
-    return [
-        Event(sequence=r.sequence, time_us=r.time_us, kind=r.kind, subject=r.subject, detail=r.detail) for r in rows
-    ]
+    return [_event(row) for row in rows]
+
+
+async def every_after(connection: AsyncConnection, sequence: int) -> list[tuple[Event, str]]:
+    """The next 1000 events after `sequence`, oldest first, and whose each is: for whoever has to see gaps."""
+    asked = select(table).where(table.c.sequence > sequence).order_by(table.c.sequence).limit(DEFAULT_LIMIT)
+    return [(_event(row), row.tenant) for row in await connection.execute(asked)]
+
+
+def _event(row: Any) -> Event:
+    return Event(sequence=row.sequence, time_us=row.time_us, kind=row.kind, subject=row.subject, detail=row.detail)
+
+
+async def before(connection: AsyncConnection, time_us: int) -> int:
+    """The number of the last event before a point in time; 0 where there is none."""
+    found = await connection.execute(select(func.max(table.c.sequence)).where(table.c.time_us < time_us))
+    return found.scalar_one() or 0

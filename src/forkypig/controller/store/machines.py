@@ -8,14 +8,15 @@ from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, t
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines as table
-from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, Shape, SnapshotId
+from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, PoolId, Shape, SnapshotId
 
 _config = TypeAdapter(MachineConfig)
+_OTHERS = ("id", "pool")  # the columns that a row is not saved with
 
 # Made once: to put a statement together takes longer than to run it.
 _BY_ID = select(table).where(table.c.id == bindparam("wanted"))
 _BY_NAME = select(table).where(table.c.tenant == bindparam("whose"), table.c.name == bindparam("wanted"))
-_NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name != "id"}
+_NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name not in _OTHERS}
 _SAVE = update(table).where(table.c.id == bindparam("row_id")).values(_NEW)
 
 
@@ -42,7 +43,8 @@ def _values(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _machine(row: Any) -> Machine:
+def machine_of(row: Any) -> Machine:
+    """What a row says."""
     return Machine(
         id=MachineId(row.id),
         name=row.name,
@@ -59,6 +61,7 @@ def _machine(row: Any) -> Machine:
         accelerator_reason=row.accelerator_reason,
         created_us=row.created_us,
         config=_config.validate_json(row.config),
+        pool=PoolId(row.pool) if row.pool else None,
         tenant=row.tenant,
     )
 
@@ -66,23 +69,34 @@ def _machine(row: Any) -> Machine:
 async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     """By id."""
     row = (await connection.execute(_BY_ID, {"wanted": machine})).first()
-    return _machine(row) if row else None
+    return machine_of(row) if row else None
 
 
 async def by_name(connection: AsyncConnection, tenant: str, name: str) -> Machine | None:
     row = (await connection.execute(_BY_NAME, {"whose": tenant, "wanted": name})).first()
-    return _machine(row) if row else None
+    return machine_of(row) if row else None
 
 
 async def every(connection: AsyncConnection) -> list[Machine]:
     """All of them, of all tenants, oldest first."""
     rows = await connection.execute(select(table).order_by(table.c.created_us, table.c.id))
-    return [_machine(row) for row in rows]
+    return [machine_of(row) for row in rows]
+
+
+async def in_pools(connection: AsyncConnection) -> list[Machine]:
+    """Those that wait to be acquired, oldest first."""
+    rows = await connection.execute(
+        select(table).where(table.c.pool.is_not(None)).order_by(table.c.created_us, table.c.id)
+    )
+    return [machine_of(row) for row in rows]
 
 
 async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Machine]:
-    """A tenant's, oldest first."""
-    return await page(connection, tenant, limit=0)
+    """A tenant's, also those that wait in its pools, oldest first."""
+    rows = await connection.execute(
+        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    )
+    return [machine_of(row) for row in rows]
 
 
 async def page(
@@ -94,26 +108,32 @@ async def page(
     name_prefix: str = "",
 ) -> list[Machine]:
     """At most `limit` of a tenant's, oldest first (0: all), after a time of creation and an id. `name_prefix`: those
-    whose name begins so."""
-    asked = select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
+    whose name begins so. Those that wait in pools are nobody's yet, and left out."""
+    asked = select(table).where(table.c.tenant == tenant, table.c.pool.is_(None))
+    asked = asked.order_by(table.c.created_us, table.c.id)
     if limit:
         asked = asked.limit(limit)
     if after is not None:
         asked = asked.where(tuple_(table.c.created_us, table.c.id) > tuple_(*after))
     if name_prefix:
         asked = asked.where(*_begins(name_prefix))
-    return [_machine(row) for row in await connection.execute(asked)]
+    return [machine_of(row) for row in await connection.execute(asked)]
 
 
 async def on(connection: AsyncConnection, snapshot: SnapshotId) -> list[Machine]:
     """Those that stand on a snapshot, whosever they are."""
-    return [_machine(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
+    return [machine_of(row) for row in await connection.execute(select(table).where(table.c.snapshot == snapshot))]
 
 
 async def names(connection: AsyncConnection, tenant: str, prefix: str) -> set[str]:
     """The names that are taken in a tenant and begin so."""
     asked = select(table.c.name).where(table.c.tenant == tenant, *_begins(prefix))
     return set((await connection.execute(asked)).scalars())
+
+
+async def names_of(connection: AsyncConnection, tenant: str) -> set[str]:
+    """What a tenant's machines are called."""
+    return set((await connection.execute(select(table.c.name).where(table.c.tenant == tenant))).scalars())
 
 
 def _begins(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

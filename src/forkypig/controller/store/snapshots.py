@@ -35,7 +35,7 @@ def _values(snapshot: Snapshot) -> dict[str, Any]:
         "pause_ms": snapshot.pause_ms,
         "own_memory_bytes": snapshot.own_memory_bytes,
         "own_disk_bytes": snapshot.own_disk_bytes,
-        "settled": snapshot.settled,
+        "packed": snapshot.packed,
         "created_us": snapshot.created_us,
         "tenant": snapshot.tenant,
     }
@@ -58,7 +58,7 @@ def _snapshot(row: Any) -> Snapshot:
         pause_ms=row.pause_ms,
         own_memory_bytes=row.own_memory_bytes,
         own_disk_bytes=row.own_disk_bytes,
-        settled=row.settled,
+        packed=row.packed,
         created_us=row.created_us,
         tenant=row.tenant,
     )
@@ -251,3 +251,9 @@ async def unset_template(connection: AsyncConnection, image: ImageId, shape: Sha
     old = select(templates.c.snapshot).where(same).scalar_subquery()
     await connection.execute(update(table).where(table.c.id == old).values(kind=SnapshotKind.FORK.value))
     await connection.execute(delete(templates).where(same))
+
+
+async def tags(connection: AsyncConnection, tenant: str) -> set[str]:
+    """Every tag that a tenant's snapshots have."""
+    asked = select(table.c.tag).where(table.c.tag.is_not(None), table.c.tenant == tenant)
+    return set((await connection.execute(asked)).scalars())

@@ -53,7 +53,7 @@ snapshots = Table(
     Column("pause_ms", Float, nullable=False),
     Column("own_memory_bytes", BigInteger, nullable=False),
     Column("own_disk_bytes", BigInteger, nullable=False, server_default="0"),
-    Column("settled", Boolean, nullable=False),
+    Column("packed", Boolean, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
@@ -81,6 +81,7 @@ machines = Table(
     Column("accelerator_reason", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("config", Text, nullable=False, server_default="{}"),  # JSON object: model.MachineConfig
+    Column("pool", String(14), index=True),  # it waits there; written by store/pools.py alone
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     UniqueConstraint("tenant", "name"),
 )
@@ -169,6 +170,41 @@ events = Table(
     Column("detail", Text, nullable=False),
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),
     sqlite_autoincrement=True,  # a number is never given twice, also after the newest were removed
+)
+
+pools = Table(
+    "pools",
+    metadata,
+    Column("id", String(14), primary_key=True),
+    Column("tenant", String(63), nullable=False, server_default="default"),
+    Column("name", String(63), nullable=False),
+    Column("source", String(128), nullable=False),
+    Column("from_image", Boolean, nullable=False),
+    Column("image", String(14), nullable=False),
+    Column("snapshot", String(14)),  # the host may lose it: not a foreign key
+    Column("cpus", Integer, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("disk_mib", BigInteger, nullable=False),
+    Column("config", Text, nullable=False, server_default="{}"),  # JSON object: model.MachineConfig
+    Column("target", Integer, nullable=False),
+    Column("most", Integer, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("removing", Boolean, nullable=False, default=False),
+    UniqueConstraint("tenant", "name"),
+)
+
+pool_leases = Table(
+    "pool_leases",
+    metadata,
+    Column("machine", String(14), ForeignKey("machines.id", ondelete="CASCADE"), primary_key=True),
+    Column("pool", String(14), nullable=False),  # which may be gone: not a foreign key
+    Column("pool_name", String(63), nullable=False),
+    Column("tenant", String(63), nullable=False, server_default="default"),
+    Column("holder", String(128), nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("ttl_s", Float, nullable=False),
+    Column("acquired_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
 )
 
 tenants = Table(

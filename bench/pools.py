@@ -1,0 +1,101 @@
+"""Acquiring machines of a pool: one after the other while refills run, and two hundred at once on a pool of twenty."""
+
+import asyncio
+import itertools
+import time
+
+from bench.instance import checked
+from bench.session import Session
+from forkypig import errors
+from forkypig.model import ConfigChange
+from forkypig.sdk.pools import AcquiredMachine, Pool
+
+SECTION = "pools"
+CROWD = "pools, a crowd"
+IMAGE = "debian-12"
+_FILL_S = 600.0
+_LOOK_S = 0.05
+_WAIT_S = 1800.0
+
+
+async def run(session: Session) -> None:
+    """Both, on pools of their own."""
+    await one_by_one(session, target=10, times=session.times(120, 15))
+    await crowd(session, size=20 if not session.quick else 4, callers=200 if not session.quick else 12)
+
+
+async def one_by_one(session: Session, *, target: int, times: int) -> None:
+    """Each is acquired while the refill for the last one runs, and used at once; also from an idle pool."""
+    forky, results = session.forky, session.results
+    await forky.create_pool("bench", IMAGE, target=target, max=3 * target)
+    pool = forky.pool("bench")
+    for load in ("idle", "refilling"):
+        samples: list[float] = []
+        execs: list[float] = []
+        held: list[AcquiredMachine] = []
+        for number in range(times):
+            await _ready(pool, target if load == "idle" else 2)
+            began = time.perf_counter()
+            machine = await pool.acquire(wait_s=_WAIT_S)
+            samples.append((time.perf_counter() - began) * 1000)
+            if number % 10 == 0:
+                await checked(machine, "true")
+                execs.append((time.perf_counter() - began) * 1000)
+            held.append(machine)
+            if len(held) > target:
+                await held.pop(0).release()
+        for machine in held:
+            await machine.release()
+        session.tell(results.add(SECTION, "acquire of a ready machine", "ms", samples, pool=load))
+        session.tell(results.add(SECTION, "acquire, and exec of true in it", "ms", execs, pool=load))
+    runs = []
+    for _ in range(session.times(15, 4)):
+        await _ready(pool, target)
+        made = await forky.run(config=ConfigChange(), name=f"named-{len(runs)}")
+        runs.append(made.ready_ms or 0.0)
+        await made.remove()
+    session.tell(results.add(SECTION, "run --name from a pool", "ms", runs))
+    await pool.remove()
+    await session.instance.clear()
+
+
+async def _ready(pool: Pool, count: int) -> None:
+    async with asyncio.timeout(_FILL_S):
+        while True:
+            status = await pool.status()
+            if status.ready >= count and (count < status.pool.target or not status.filling):
+                return
+            await asyncio.sleep(_LOOK_S)
+
+
+async def crowd(session: Session, *, size: int, callers: int) -> None:
+    """All come at once; each gives its machine back at once, to be recycled. Raises MachineFailed on an error that is
+    no deadline, or when somebody is served before one who waited longer."""
+    await session.forky.create_pool("crowd", IMAGE, target=size, max=size)
+    pool = session.forky.pool("crowd")
+    await _ready(pool, size)
+    waits: list[tuple[int, float]] = []
+    late = 0
+
+    async def one(number: int) -> None:
+        nonlocal late
+        try:
+            machine = await pool.acquire(wait_s=_WAIT_S)
+        except errors.ResourceExhausted:
+            late += 1
+            return
+        waits.append((number, machine.waited_ms))
+        await machine.release(recycle=True)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in range(callers)))
+    took_ms = (time.perf_counter() - began) * 1000
+    results = session.results
+    session.tell(results.add(CROWD, "wait in the queue", "ms", [wait for _, wait in waits], callers=callers, size=size))
+    session.tell(results.add(CROWD, "until all were served", "ms", [took_ms], callers=callers, size=size))
+    results.add(CROWD, "callers past their deadline", "", [float(late)], callers=callers, size=size)
+    overtaken = sum(later < earlier for (_, earlier), (_, later) in itertools.pairwise(waits))
+    results.add(CROWD, "callers served before one who had waited longer", "", [float(overtaken)], callers=callers)
+    session.say(f"{CROWD}: {len(waits)} served, {late} past their deadline, {overtaken} out of turn")
+    await pool.remove()
+    await session.instance.clear()

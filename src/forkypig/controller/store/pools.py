@@ -1,0 +1,224 @@
+"""Rows of pools and of leases, and which machines wait in which pool."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from forkypig.controller.store.machines import machine_of
+from forkypig.controller.store.tables import machines, pool_leases
+from forkypig.controller.store.tables import pools as table
+from forkypig.model import (
+    ImageId,
+    Lease,
+    Machine,
+    MachineConfig,
+    MachineId,
+    MachineState,
+    Pool,
+    PoolId,
+    Shape,
+    SnapshotId,
+)
+
+_config = TypeAdapter(MachineConfig)
+
+
+def _pool(row: Any) -> Pool:
+    return Pool(
+        id=PoolId(row.id),
+        name=row.name,
+        tenant=row.tenant,
+        source=row.source,
+        from_image=row.from_image,
+        image=ImageId(row.image),
+        snapshot=SnapshotId(row.snapshot) if row.snapshot else None,
+        shape=Shape(row.cpus, row.memory_mib, row.disk_mib),
+        config=_config.validate_json(row.config),
+        target=row.target,
+        max=row.most,
+        created_us=row.created_us,
+    )
+
+
+async def every(connection: AsyncConnection) -> list[Pool]:
+    """All of them, oldest first, also those that are being removed."""
+    return [_pool(row) for row in await connection.execute(select(table).order_by(table.c.created_us, table.c.id))]
+
+
+async def removing(connection: AsyncConnection) -> set[PoolId]:
+    rows = await connection.execute(select(table.c.id).where(table.c.removing.is_(True)))
+    return {PoolId(row.id) for row in rows}
+
+
+async def by_name(connection: AsyncConnection, tenant: str, name: str) -> Pool | None:
+    """One that is being removed still has its name."""
+    found = await connection.execute(select(table).where(table.c.tenant == tenant, table.c.name == name))
+    row = found.first()
+    return _pool(row) if row else None
+
+
+async def grounds(connection: AsyncConnection) -> dict[SnapshotId, str]:
+    """The snapshots that pools start from, and the name of a pool of each."""
+    rows = await connection.execute(
+        select(table.c.snapshot, table.c.name).where(table.c.snapshot.is_not(None), table.c.removing.is_(False))
+    )
+    return {SnapshotId(row.snapshot): row.name for row in rows}
+
+
+async def add(connection: AsyncConnection, pool: Pool) -> None:
+    shape = pool.shape
+    values = {
+        "id": pool.id,
+        "tenant": pool.tenant,
+        "name": pool.name,
+        "source": pool.source,
+        "from_image": pool.from_image,
+        "image": pool.image,
+        "snapshot": pool.snapshot,
+        "cpus": shape.cpus,
+        "memory_mib": shape.memory_mib,
+        "disk_mib": shape.disk_mib,
+        "config": _config.dump_json(pool.config).decode(),
+        "target": pool.target,
+        "most": pool.max,
+        "created_us": pool.created_us,
+        "removing": False,
+    }
+    await connection.execute(insert(table), [values])
+
+
+async def set_sizes(connection: AsyncConnection, pool: PoolId, target: int, most: int) -> None:
+    await connection.execute(update(table).where(table.c.id == pool).values(target=target, most=most))
+
+
+async def set_snapshot(connection: AsyncConnection, pool: PoolId, snapshot: SnapshotId) -> None:
+    await connection.execute(update(table).where(table.c.id == pool).values(snapshot=snapshot))
+
+
+async def set_removing(connection: AsyncConnection, pool: PoolId) -> None:
+    """From now on nothing is made for it and nobody gets a machine of it."""
+    await connection.execute(update(table).where(table.c.id == pool).values(removing=True))
+
+
+async def delete_one(connection: AsyncConnection, pool: PoolId) -> None:
+    await connection.execute(delete(table).where(table.c.id == pool))
+
+
+# -- who waits where ---------------------------------------------------------------------------------------------------
+
+
+async def put_in(connection: AsyncConnection, pool: PoolId, waiting: Iterable[MachineId]) -> None:
+    """These machines wait in the pool, or will when they are made."""
+    await connection.execute(update(machines).where(machines.c.id.in_(list(waiting))).values(pool=pool))
+
+
+async def claim(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> Machine | None:
+    """Takes a machine that is ready out of its pool; None: it is not there, or not ready, any more."""
+    claimed = await connection.execute(
+        update(machines)
+        .where(
+            machines.c.id == machine,
+            machines.c.pool == pool,
+            machines.c.state == MachineState.PAUSED.value,
+        )
+        .values(pool=None, state=MachineState.RUNNING.value)
+        .returning(machines)
+    )
+    row = claimed.first()
+    return machine_of(row) if row else None
+
+
+async def take_out(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> bool:
+    """As `claim`, for one that is to go, in whatever state."""
+    done = await connection.execute(
+        update(machines).where(machines.c.id == machine, machines.c.pool == pool).values(pool=None)
+    )
+    return bool(done.rowcount)
+
+
+async def rename(connection: AsyncConnection, machine: MachineId, name: str) -> None:
+    """Raises sqlalchemy.exc.IntegrityError where the name is taken."""
+    await connection.execute(update(machines).where(machines.c.id == machine).values(name=name))
+
+
+async def stock(connection: AsyncConnection, pool: PoolId) -> tuple[int, int]:
+    """How many machines wait in the pool or are made for it, and how many of it are acquired."""
+    waiting = select(func.count()).select_from(machines).where(machines.c.pool == pool)
+    acquired = select(func.count()).select_from(pool_leases).where(pool_leases.c.pool == pool)
+    return (
+        (await connection.execute(waiting)).scalar_one(),
+        (await connection.execute(acquired)).scalar_one(),
+    )
+
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+def _lease(row: Any) -> Lease:
+    return Lease(
+        machine=MachineId(row.machine),
+        machine_name=row.name,
+        pool=PoolId(row.pool),
+        pool_name=row.pool_name,
+        tenant=row.tenant,
+        holder=row.holder,
+        labels=dict(row.labels),
+        ttl_s=row.ttl_s,
+        acquired_us=row.acquired_us,
+        expires_us=row.expires_us,
+    )
+
+
+async def leases(connection: AsyncConnection) -> list[Lease]:
+    """All of them, oldest first."""
+    rows = await connection.execute(
+        select(pool_leases, machines.c.name)
+        .join(machines, machines.c.id == pool_leases.c.machine)
+        .order_by(pool_leases.c.acquired_us, pool_leases.c.machine)
+    )
+    return [_lease(row) for row in rows]
+
+
+async def lease_of(connection: AsyncConnection, machine: MachineId) -> Lease | None:
+    found = await connection.execute(
+        select(pool_leases, machines.c.name)
+        .join(machines, machines.c.id == pool_leases.c.machine)
+        .where(pool_leases.c.machine == machine)
+    )
+    row = found.first()
+    return _lease(row) if row else None
+
+
+async def end_lease(connection: AsyncConnection, lease: Lease) -> None:
+    """The machine's lease, if it has one, is this one, which is over."""
+    await connection.execute(delete(pool_leases).where(pool_leases.c.machine == lease.machine))
+    await add_lease(connection, lease)
+
+
+async def add_lease(connection: AsyncConnection, lease: Lease) -> None:
+    """Of a machine that has none."""
+    values = {
+        "machine": lease.machine,
+        "pool": lease.pool,
+        "pool_name": lease.pool_name,
+        "tenant": lease.tenant,
+        "holder": lease.holder,
+        "labels": dict(lease.labels),
+        "ttl_s": lease.ttl_s,
+        "acquired_us": lease.acquired_us,
+        "expires_us": lease.expires_us,
+    }
+    await connection.execute(insert(pool_leases), [values])
+
+
+async def extend(connection: AsyncConnection, extended: Sequence[Lease]) -> None:
+    """Their time to live and their end are these now."""
+    for lease in extended:
+        await connection.execute(
+            update(pool_leases)
+            .where(pool_leases.c.machine == lease.machine)
+            .values(ttl_s=lease.ttl_s, expires_us=lease.expires_us)
+        )
