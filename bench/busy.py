@@ -37,5 +37,5 @@ async def packing(session: Session) -> None:
             await watch.ticking()
             splits = await split_often(machine, session.times(20, 3), watch, passes=1)
         record(inner, PACKING, splits, dirty_mib=256)
-        packed = sum(snapshot.settled for snapshot in await other.forky.snapshots())
+        packed = sum(snapshot.packed for snapshot in await other.forky.snapshots())
         session.results.add(PACKING, "snapshots packed meanwhile", "of all", [packed], splits=len(splits.pause_ms))

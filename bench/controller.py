@@ -41,7 +41,7 @@ async def _measure(session: Session, engine: str, database_url: str) -> None:
         host = await stack.enter_async_context(running_host(settings))
         await _fill(settings, host)
         _, client = await stack.enter_async_context(daemon(settings))
-        await eventually(lambda: _is_settled(client), _SETTLE_S)
+        await eventually(lambda: _is_packed(client), _SETTLE_S)
         direct = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{settings.socket('hostd')}"))
         await _adds(session, engine, client, host_pb2_grpc.HostStub(direct))
         await _lists(session, engine, client)
@@ -75,7 +75,7 @@ async def _fill(settings: Settings, host: FakeHost) -> None:
         await store.close()
 
 
-async def _is_settled(client: Client) -> bool:
+async def _is_packed(client: Client) -> bool:
     """Whether the controller has compared everything: it knows the processes then."""
     answer = await client.call("ListMachines", pb.ListMachinesRequest(page_size=1))
     return bool(answer.machines[0].qemu_pid)

@@ -20,6 +20,12 @@
 A message is one sentence or two for a person: what it is about, what is wrong, what to do next.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 
 class ForkyError(Exception):
     """The root of all our errors. `str()` is fit for a user."""
@@ -80,6 +86,22 @@ class Unauthenticated(ForkyError):
             "this call needs a valid token or client certificate: have one made with `forky auth token create`, "
             "and set FORKY_TOKEN to it"
         )
+
+
+def full_disk() -> ResourceExhausted:
+    """What is said where a disk of ours is full."""
+    return ResourceExhausted("the disk is full: free space below FORKY_HOME and try again")
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Turns the OSError of a full disk into ResourceExhausted; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise full_disk() from error
 
 
 class PermissionDenied(ForkyError):

@@ -290,7 +290,7 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
             yield pb.HostMachineUpdate(progress=common.Progress(step="packing", done=1, total=2))
             machine = self.machines[request.machine]
             if machine.state != HIBERNATED:
-                fields = {"parent": machine.snapshot, "machine": machine.id, "settled": True}
+                fields = {"parent": machine.snapshot, "machine": machine.id, "packed": True}
                 kind = common.SNAPSHOT_KIND_HIBERNATION
                 self._snapshot(request.snapshot, kind, image=machine.image, shape=machine.shape, **fields)
                 self.change(machine.id, state=HIBERNATED, qemu_pid=0, snapshot=request.snapshot)

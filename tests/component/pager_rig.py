@@ -6,6 +6,7 @@ file. It writes what it is told, and is frozen by SIGSTOP like QEMU.
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import select
@@ -143,8 +144,11 @@ class Rig:
     async def stop(self, number: int = signal.SIGTERM) -> None:
         assert self.pager is not None
         await self.client.__aexit__(None, None, None)
-        self.pager.send_signal(number)
-        await asyncio.to_thread(self.pager.wait, 15)
+        if self.pager.poll() is None:
+            self.pager.send_signal(number)
+            await asyncio.to_thread(self.pager.wait, 15)
+        else:  # a later keeper
+            await asyncio.to_thread(end, self.keeper_pid, number)
 
     def guest(self, snapshot: SnapshotId | None, size_bytes: int) -> GuestProcess:
         guest = GuestProcess(self.file(snapshot) if snapshot else None, size_bytes)
@@ -178,8 +182,23 @@ class Rig:
     @property
     def holder_pid(self) -> int:
         """The process that answers; 0 while there is none."""
-        assert self.pager is not None
-        return child_of(self.pager.pid, "forkypig.pager.holder")
+        young = child_of(self.keeper_pid, "forkypig.pager.holder")  # it has not said so itself yet
+        return young or pid_in(self.home / "run" / "holder.json")
+
+    @property
+    def keeper_pid(self) -> int:
+        """The process that keeps the holder; 0 while there is none."""
+        return pid_in(self.home / "run" / "pager.pid")
+
+    async def kill_keeper(self) -> None:
+        await asyncio.to_thread(end, self.keeper_pid, signal.SIGKILL)
+
+    async def next_keeper(self) -> None:
+        """Waits until there is one."""
+        deadline = time.monotonic() + 20
+        while not self.keeper_pid:
+            assert time.monotonic() < deadline, self.log()
+            await asyncio.sleep(0.05)
 
     async def state(self, snapshot: SnapshotId) -> int | None:
         try:
@@ -197,9 +216,9 @@ class Rig:
     def clean(self) -> None:
         for guest in self.guests:
             guest.end()
-        if self.pager is not None and self.pager.poll() is None:
-            self.pager.kill()
-            self.pager.wait(10)
+        for pid in (self.keeper_pid, self.holder_pid):
+            if pid:
+                end(pid, signal.SIGKILL)
         mount.detach(self.mountpoint)
 
 
@@ -215,6 +234,27 @@ def order(disk: Disk | None = None, devices: Path | None = None) -> PackOrder:
         shape=Shape(),
         created_us=1,
     )
+
+
+def pid_in(path: Path) -> int:
+    """The pid that a file names; 0 when that process has ended."""
+    try:
+        pid = int(json.loads(path.read_bytes())["pid"])
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (OSError, ValueError):
+        return 0
+    return 0 if state in "ZX" else pid
+
+
+def end(pid: int, number: int) -> None:
+    """Signals a process and waits until it has ended."""
+    os.kill(pid, number)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def child_of(pid: int, module: str) -> int:

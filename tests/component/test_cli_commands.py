@@ -34,7 +34,7 @@ class Result:
 
 @pytest.fixture
 async def instance(tmp_path: Path) -> AsyncIterator[Instance]:
-    made = Instance(tmp_path / "home")
+    made = Instance(tmp_path / "h")
     await made.start()
     yield made
     await made.stop()

@@ -317,7 +317,7 @@ async def test_fork_whose_result_cannot_be_written_is_undone(
 async def test_damaged_database_and_second_controller_end_with_one_line(settings: Settings) -> None:
     async with daemon(settings):
         second = await Daemon(settings).start()
-        _, said = await asyncio.wait_for(second.communicate(), 20)
+        _, said = await asyncio.wait_for(second.communicate(), 60)
         assert second.returncode == 1
         assert said.decode().count("\n") == 1
         assert "running already" in said.decode()
@@ -325,7 +325,7 @@ async def test_damaged_database_and_second_controller_end_with_one_line(settings
         settings.database.with_name(settings.database.name + suffix).unlink(missing_ok=True)
     settings.database.write_bytes(b"this is not a database, and long enough to be looked at as one" * 100)
     third = await Daemon(settings).start()
-    _, said = await asyncio.wait_for(third.communicate(), 20)
+    _, said = await asyncio.wait_for(third.communicate(), 60)
     assert third.returncode == 1
     assert "is damaged" in said.decode().splitlines()[-1]
     assert "Traceback" not in said.decode()

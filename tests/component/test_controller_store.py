@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -246,6 +247,28 @@ async def test_room_for_a_full_disk_is_set_aside_once(tmp_path: Path) -> None:
         assert free * page_bytes >= 1 << 20
         sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+async def test_an_interrupted_transaction_leaves_no_lock(tmp_path: Path) -> None:
+    """A caller that is cancelled between a SELECT and its rows: SQLAlchemy gives the connection up, its traceback holds
+    the cursor."""
+    path = tmp_path / "controller.db"
+    store = await Store.open(path)
+    async with store.write() as connection:
+        await connection.execute(sa.text("CREATE TABLE things AS SELECT 1 AS thing UNION SELECT 2"))
+    with pytest.raises(ZeroDivisionError):
+        async with store.write() as connection:
+            await connection.execute(sa.text("INSERT INTO things VALUES (3)"))
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            cursor = await driver.execute("SELECT thing FROM things")
+            await connection.invalidate()
+            raise ZeroDivisionError
+    await store.close()
+    with sqlite3.connect(path, isolation_level=None, timeout=0) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert other.execute("SELECT count(*) FROM things").fetchone() == (2,)
+        other.execute("ROLLBACK")
+    assert cursor.description
 
 
 # -- PostgreSQL alone --------------------------------------------------------------------------------------------------

@@ -100,6 +100,38 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         assert await reader == b"later"
 
 
+async def test_keepers_die_and_nobody_notices() -> None:
+    """The holder serves on and starts the next keeper, which keeps it, and the holder after it."""
+    async with running_pager() as rig:
+        guest = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(guest.write, 0, b"frozen")
+        snapshot = await rig.split(guest, None, SIZE)
+        child = await asyncio.to_thread(rig.guest, snapshot, SIZE)
+        waits = new_snapshot_id()
+        other = await asyncio.to_thread(rig.guest, None, SIZE)
+        await rig.client.reserve(waits, SIZE, None, other.pid, other.address)
+        reader = asyncio.create_task(rig.content(waits, 0, 5))
+        holder = rig.holder_pid
+        for generation in range(2):  # the second is no child of whoever watches it
+            await rig.kill_keeper()
+            assert await asyncio.to_thread(child.read, generation * PAGE, 1) == (b"f" if generation == 0 else b"\0")
+            await rig.next_keeper()
+            assert (await rig.client.status()).pager.pid == holder
+        await asyncio.to_thread(drop_cache, rig.file(snapshot))
+        os.kill(holder, signal.SIGKILL)
+        assert await rig.content(snapshot, 0, 6) == b"frozen"
+        other.freeze()
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                await rig.client.bind(waits)
+                break
+            except HostUnreachable:
+                assert time.monotonic() < deadline
+        assert await reader == bytes(5)
+        assert rig.holder_pid != holder
+
+
 async def test_what_was_forgotten_is_not_taken_over() -> None:
     async with running_pager() as rig:
         first = await asyncio.to_thread(rig.guest, None, SIZE)

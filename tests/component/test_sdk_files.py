@@ -15,7 +15,7 @@ from tests.component.fake_controller import Instance
 
 @pytest.fixture
 async def instance(tmp_path: Path) -> AsyncIterator[Instance]:
-    made = Instance(tmp_path / "home")
+    made = Instance(tmp_path / "h")
     await made.start()
     yield made
     await made.stop()

@@ -49,7 +49,7 @@ def _snapshot(forky: Instance, tag: str) -> Snapshot:
 
 
 def _until_packed(forky: Instance, tag: str) -> None:
-    _until(lambda: _snapshot(forky, tag).settled, forky)
+    _until(lambda: _snapshot(forky, tag).packed, forky)
 
 
 def _disk_files(forky: Instance, machine: str) -> list[str]:
@@ -107,7 +107,7 @@ def test_packer_and_reader_are_killed(forky: Instance, sums: dict[str, str]) -> 
     forky.sh("web", "head -c 60000000 /dev/urandom > /dev/shm/noise")
     _until(lambda: _signalled(forky, "forkypig.pager.packer", signal.SIGSTOP), forky)
     forky.ok("snapshot", "web", "--tag", "noisy")
-    assert not _snapshot(forky, "noisy").settled
+    assert not _snapshot(forky, "noisy").packed
     assert _killed(forky, "forkypig.pager.packer")
     assert _killed(forky, "forkypig.pager.reader")
     _check(forky, "g3", sums)
@@ -169,7 +169,7 @@ def test_a_full_disk_lets_the_snapshot_stay_in_memory_until_there_is_room() -> N
         line = next(line for line in log.read_text().splitlines() if "stays in memory for now" in line)
         assert "No space left on device" in line, line
         assert "free some" in line, line
-        assert not _snapshot(forky, "kept").settled
+        assert not _snapshot(forky, "kept").packed
         check = "sha256sum < /dev/shm/noise | cmp - /dev/shm/sum && echo same"
         (child,) = forky.json("fork", "kept", "-n", "1")["children"]
         assert forky.sh(child["name"], check) == "same"

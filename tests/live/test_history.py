@@ -167,7 +167,7 @@ def test_hibernation_holds_no_process_and_goes_on_after_down_and_up(forky: Insta
     assert asleep["state"] == "hibernated"
     assert asleep["qemu_pid"] is None
     assert not Path(f"/proc/{pid}").exists()
-    assert forky.json("inspect", asleep["snapshot"])["settled"] is True
+    assert forky.json("inspect", asleep["snapshot"])["packed"] is True
     for verb in ("exec", "start", "fork", "snapshot"):
         error = forky.fails(verb, box, *(("--", "true") if verb == "exec" else ()))
         assert f"forky wake {box}" in error

@@ -148,7 +148,7 @@ def test_down_keeps_snapshots_and_disks(forky: Instance, box: str) -> None:
     assert forky.json("inspect", box)["state"] == "stopped"
     child = forky.json("fork", "kept", "--name", "again")["children"][0]["name"]
     assert forky.sh(child, "cat /dev/shm/note /root/note") == "in-memory\non-disk"
-    assert next(s for s in forky.json("snapshots") if s["tag"] == "kept")["settled"] is True
+    assert next(s for s in forky.json("snapshots") if s["tag"] == "kept")["packed"] is True
     grandchild = forky.json("fork", child)["children"][0]["name"]
     assert forky.sh(grandchild, "cat /dev/shm/note") == "in-memory"
     forky.ok("start", box)

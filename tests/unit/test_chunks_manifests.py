@@ -41,6 +41,7 @@ MANIFESTS = st.builds(
         machine_type=TEXTS,
         cpu_model=TEXTS,
         accelerator=TEXTS,
+        cpu=TEXTS,
         cpu_features=st.lists(TEXTS, max_size=3).map(tuple),
     ),
     base=st.none() | st.builds(BaseImage, id=TEXTS, sha256=TEXTS, format=TEXTS),

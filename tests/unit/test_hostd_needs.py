@@ -13,7 +13,8 @@ from forkypig.qemu import cpu
 from forkypig.qemu.command import Hardware
 
 _HARDWARE = Hardware("pc-q35-7.2", "tcg", "max", "tap")
-_HERE = Here("qemu-1", _HARDWARE, "because", "because")
+_CPU = cpu.Cpu("Big 9000", ("avx", "sse"))
+_HERE = Here("qemu-1", _HARDWARE, "because", "because", _CPU)
 _RECORD = SnapshotRecord(
     snapshot=Snapshot(
         id=SnapshotId("s-1"),
@@ -38,6 +39,7 @@ _RECORD = SnapshotRecord(
 def test_where_all_is_the_same_it_is_loaded() -> None:
     check_loadable(_RECORD, _HERE)
     check_loadable(replace(_RECORD, phase=SnapshotPhase.FROZEN), _HERE)
+    check_loadable(replace(_RECORD, cpu="Big 9000", cpu_features=("sse",)), _HERE)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_where_all_is_the_same_it_is_loaded() -> None:
         (_RECORD, replace(_HERE, hardware=replace(_HARDWARE, machine_type="pc-q35-9.2")), "pc-q35-9.2"),
         (_RECORD, replace(_HERE, hardware=replace(_HARDWARE, cpu_model="host")), "«host»"),
         (_RECORD, replace(_HERE, hardware=replace(_HARDWARE, network="none")), "FORKY_NETWORK"),
-        (replace(_RECORD, cpu="Some CPU, features 0123"), _HERE, "another CPU"),
+        (replace(_RECORD, cpu="Some CPU"), _HERE, "another CPU .Some CPU; here is Big 9000"),
+        (replace(_RECORD, cpu="Big 9000", cpu_features=("amx", "avx", "vaes")), _HERE, "has not .amx, vaes.,"),
     ],
 )
 def test_where_something_is_not_it_is_refused_with_the_reason(record: SnapshotRecord, here: Here, reason: str) -> None:
@@ -59,10 +62,7 @@ def test_where_something_is_not_it_is_refused_with_the_reason(record: SnapshotRe
 
 
 def test_a_cpu_is_its_name_and_its_features(tmp_path: Path) -> None:
-    one, other, lesser = tmp_path / "one", tmp_path / "other", tmp_path / "lesser"
-    one.write_text("processor : 0\nmodel name : Big 9000\nflags : sse avx\n\nprocessor : 1\nflags : none\n")
-    other.write_text("model name : Big 9000\nflags : avx sse\n")
-    lesser.write_text("model name : Big 9000\nflags : sse\n")
-    assert cpu.features("host", one) == cpu.features("host", other) != cpu.features("host", lesser)
-    assert cpu.features("host", one).startswith("Big 9000, ")
-    assert not cpu.features("max", one)
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nmodel name : Big 9000\nflags : sse avx\n\nprocessor : 1\nflags : none\n")
+    assert cpu.seen_with("host", info) == _CPU
+    assert cpu.seen_with("max", info) == ("", ())

@@ -44,7 +44,7 @@ _snapshots = st.builds(
     cpu_model=st.text(),
     pause_ms=st.floats(0, 1e6),
     own_memory_bytes=st.integers(0, 2**60),
-    settled=st.booleans(),
+    packed=st.booleans(),
     created_us=st.integers(0, 2**62),
 )
 

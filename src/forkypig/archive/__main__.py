@@ -29,8 +29,7 @@ from forkypig.archive.reporting import Meter
 from forkypig.chunks import durable
 from forkypig.chunks.check import check
 from forkypig.chunks.collect import Moved, collect
-from forkypig.chunks.crypt import Key
-from forkypig.chunks.store import Store
+from forkypig.chunks.store import open_store
 from forkypig.errors import ForkyError, InternalError, NotPossibleNow, ResourceExhausted
 from forkypig.images.store import ImageStore
 from forkypig.model import SnapshotId
@@ -52,9 +51,8 @@ class Work:
     """What one request needs."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        key = os.environ.get("FORKY_STORE_KEY")
         self.request = request
-        self.store = Store.open(Path(request["store"]), Key.load(Path(key)) if key else None)
+        self.store = open_store(Path(request["store"]))
         self.images = ImageStore(Path(request["images"]))
         self.cache = Path(request["cache"])
         self.out, self.into = sys.stdout.buffer, sys.stdin.buffer

@@ -26,6 +26,7 @@ _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what becomes part of QEMU's comma
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NETWORKS = ("tap", "user", "none")
 _MOST_CPUS = 1 << 12
+_MOST_FEATURES = 1 << 10  # Linux knows some 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +177,9 @@ def _check_manifest(manifest: Manifest) -> None:
     for word in (needs.machine_type, needs.cpu_model, needs.accelerator):
         if not _WORD.fullmatch(word):
             raise Damaged(f"«{word[:80]}» is neither a machine type nor a CPU model nor an accelerator")
-    for text in (needs.qemu_build, *needs.cpu_features):
+    if len(needs.cpu_features) > _MOST_FEATURES:
+        raise Damaged(f"a CPU with {len(needs.cpu_features)} features can't be")
+    for text in (needs.qemu_build, needs.cpu, *needs.cpu_features):
         check_text(text)
     if not 0 < shape.cpus <= _MOST_CPUS:
         raise Damaged(f"a machine with {shape.cpus} CPUs can't be")

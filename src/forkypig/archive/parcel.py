@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from forkypig.chunks import coding
 from forkypig.chunks.crypt import SALT_BYTES, Key
 from forkypig.chunks.format import Hashes, References, packs_of, positions_of
 from forkypig.chunks.pack import (
@@ -26,7 +25,7 @@ from forkypig.chunks.pack import (
     encode_footer,
     encode_header,
 )
-from forkypig.chunks.pack_index import RAW, PackIndex, index_bytes
+from forkypig.chunks.pack_index import PackIndex, index_bytes
 from forkypig.chunks.store import Store
 from forkypig.errors import Damaged
 
@@ -140,15 +139,8 @@ class ParcelIndex:
 
     def opened(self, position: int, stored: bytes) -> bytes:
         """A chunk without its encryption, when its content is what the index says. Raises Damaged."""
-        expected = self.index.hashes[position].tobytes()
-        size = int(self.index.sizes[position])
         try:
-            if self._cipher is not None:
-                stored = self._cipher.open(position, expected, stored)
-            content = stored if size & RAW else coding.decompress(stored, size)
-            if len(content) != size & ~RAW:
-                raise Damaged("it is of another length than the index says")
-            coding.checked(content, expected, self._address_key)
+            return self.index.opened(position, stored, self._cipher, self._address_key)[0]
         except Damaged as error:
-            raise Damaged(f"{self._what}, chunk {expected.hex()}: {error}") from error
-        return stored
+            chunk = self.index.hashes[position].tobytes().hex()
+            raise Damaged(f"{self._what}, chunk {chunk}: {error}") from error

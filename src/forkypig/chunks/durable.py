@@ -23,9 +23,18 @@ def room(path: Path) -> Iterator[None]:
         raise ResourceExhausted(f"no room to write {path}: free some space on its disk ({error.strerror})") from error
 
 
+def sync_file(path: Path) -> None:
+    """Makes the content of a file durable, whoever wrote it."""
+    _sync(path, os.O_RDONLY)
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

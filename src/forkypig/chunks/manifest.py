@@ -22,7 +22,8 @@ class Needs:
     machine_type: str  # versioned: "pc-q35-7.2"
     cpu_model: str
     accelerator: str
-    cpu_features: tuple[str, ...] = ()
+    cpu: str = ""  # the processor's name, where the guest sees the host's; "": what QEMU makes of the model
+    cpu_features: tuple[str, ...] = ()  # of that processor, as Linux names them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,7 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
             "machine_type": needs.machine_type,
             "cpu_model": needs.cpu_model,
             "accelerator": needs.accelerator,
+            "cpu": needs.cpu,
             "cpu_features": list(needs.cpu_features),
         },
         "base": None if base is None else {"id": base.id, "sha256": base.sha256, "format": base.format},
@@ -108,6 +109,7 @@ def _manifest(parts: list[bytes], sizes: tuple[int, int, int]) -> Manifest:
                 machine_type=needs.text("machine_type"),
                 cpu_model=needs.text("cpu_model"),
                 accelerator=needs.text("accelerator"),
+                cpu=needs.optional_text("cpu") or "",  # manifests from before there was one have none
                 cpu_features=tuple(needs.texts("cpu_features")),
             ),
             base=None

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from forkypig.chunks import coding
 from forkypig.chunks.crypt import KEY_ID_BYTES, NO_KEY_ID, SALT_BYTES, Key
-from forkypig.chunks.pack_index import RAW, PackIndex, index_bytes
+from forkypig.chunks.pack_index import PackIndex, index_bytes
 from forkypig.errors import Damaged, InvalidRequest
 
 VERSION = 1
@@ -142,7 +141,7 @@ class PackFile:
     def read_each(self, positions: Sequence[int]) -> list[bytes]:
         """The contents of chunks, verified; neighbours are read together. Raises Damaged."""
         return [
-            self._content(position, stored) for position, stored in zip(positions, self.stored(positions), strict=True)
+            self._opened(position, piece)[1] for position, piece in zip(positions, self.stored(positions), strict=True)
         ]
 
     def stored(self, positions: Sequence[int]) -> list[bytes]:
@@ -177,29 +176,16 @@ class PackFile:
 
     def opened(self, positions: Sequence[int]) -> list[bytes]:
         """The chunks as they are stored but for the encryption, their contents verified. Raises Damaged."""
-        stored = self.stored(positions)
-        for position, piece in zip(positions, stored, strict=True):
-            self._content(position, piece)
-        if self._cipher is None:
-            return stored
-        hashes = self.index.hashes
         return [
-            self._cipher.open(position, hashes[position].tobytes(), piece)
-            for position, piece in zip(positions, stored, strict=True)
+            self._opened(position, piece)[0] for position, piece in zip(positions, self.stored(positions), strict=True)
         ]
 
-    def _content(self, position: int, stored: bytes) -> bytes:
-        expected = self.index.hashes[position].tobytes()
-        size = int(self.index.sizes[position])
+    def _opened(self, position: int, stored: bytes) -> tuple[bytes, bytes]:
         try:
-            if self._cipher is not None:
-                stored = self._cipher.open(position, expected, stored)
-            content = stored if size & RAW else coding.decompress(stored, size)
-            if len(content) != size & ~RAW:
-                raise Damaged("it is of another length than the index says")
-            return coding.checked(content, expected, self._address_key)
+            return self.index.opened(position, stored, self._cipher, self._address_key)
         except Damaged as error:
-            raise Damaged(f"pack {self.path.name}, position {position} (chunk {expected.hex()}): {error}") from error
+            chunk = self.index.hashes[position].tobytes().hex()
+            raise Damaged(f"pack {self.path.name}, position {position} (chunk {chunk}): {error}") from error
 
     def close(self) -> None:
         """Gives the descriptor back; the index stays mapped as long as somebody holds arrays of it."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from forkypig.chunks.crypt import TAG_BYTES
+from forkypig.chunks import coding
+from forkypig.chunks.crypt import TAG_BYTES, PackCipher
 from forkypig.chunks.format import HASH_BYTES, MAX_CONTENT_BYTES, Hashes, References, keys_of
 from forkypig.errors import Damaged
 
@@ -48,6 +49,20 @@ class PackIndex:
             np.ascontiguousarray(part).tobytes()
             for part in (*arrays, self.sizes.astype("<u4"), self.order.astype("<u4"))
         )
+
+    def opened(
+        self, position: int, stored: bytes, cipher: PackCipher | None, address_key: bytes | None
+    ) -> tuple[bytes, bytes]:
+        """A chunk as it is stored: without its encryption, and its content when that is what this says. Raises
+        Damaged."""
+        expected = self.hashes[position].tobytes()
+        size = int(self.sizes[position])
+        if cipher is not None:
+            stored = cipher.open(position, expected, stored)
+        content = stored if size & RAW else coding.decompress(stored, size)
+        if len(content) != size & ~RAW:
+            raise Damaged("it is of another length than the index says")
+        return stored, coding.checked(content, expected, address_key)
 
     @classmethod
     def decode(cls, view: memoryview, count: int, data_start: int, data_end: int) -> "PackIndex":

@@ -6,6 +6,7 @@ Reading takes no lock: packs appear whole, and are removed only after all they h
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,6 +35,12 @@ from forkypig.errors import Damaged, NotFound, ResourceExhausted
 
 _SMALL = 0  # stands for all small packs where a number of a pack would stand
 _ZEROS = bytes(PAGE_BYTES)
+
+
+def open_store(directory: Path) -> "Store":
+    """The store, with the key that FORKY_STORE_KEY names. Raises InvalidRequest when that is not the store's."""
+    key = os.environ.get("FORKY_STORE_KEY")
+    return Store.open(directory, Key.load(Path(key)) if key else None)
 
 
 class Store:

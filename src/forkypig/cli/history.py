@@ -45,7 +45,7 @@ def _table(chain: "Sequence[model.Snapshot]") -> None:
             each.tag,
             each.kind.value,
             printing.moment(each.created_us),
-            sizes.human(each.own_memory_bytes) if each.settled else "",
+            sizes.human(each.own_memory_bytes) if each.packed else "",
             sizes.human(each.own_disk_bytes),
             where(each),
             each.message.partition("\n")[0],
@@ -57,7 +57,7 @@ def _table(chain: "Sequence[model.Snapshot]") -> None:
 
 def where(snapshot: "model.Snapshot") -> str:
     """Where its memory is."""
-    return "packed" if snapshot.settled else "in memory"
+    return "packed" if snapshot.packed else "in memory"
 
 
 @app.command()

@@ -228,7 +228,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         return [
             replace(
                 row,
-                settled=now.settled,
+                packed=now.packed,
                 own_memory_bytes=now.own_memory_bytes,
                 own_disk_bytes=now.own_disk_bytes,
             )

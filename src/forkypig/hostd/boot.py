@@ -13,6 +13,7 @@ from forkypig.daemon.server import now_us
 from forkypig.errors import InvalidRequest, MachineFailed
 from forkypig.guest.channel import GuestChannel, Identity
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.new_snapshot import NewSnapshot, first_record
 from forkypig.hostd.packing import pack_later
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord
 from forkypig.hostd.shells import Parts, Shell
@@ -29,7 +30,7 @@ from forkypig.model import (
     SnapshotKind,
 )
 from forkypig.net.slot import Slot
-from forkypig.qemu import cpu, memory, split
+from forkypig.qemu import memory, split
 from forkypig.qemu.command import DirectBoot, Hardware
 from forkypig.qemu.process import last_words
 
@@ -138,6 +139,7 @@ async def _boot(host: "Host", live: LiveMachine, parts: Parts) -> None:
         held=False,
         slot=shell.slot.name if shell.slot is not None else "",
     )
+    await host.started(live)
 
 
 async def _start(
@@ -230,26 +232,17 @@ async def make_template(host: "Host", snapshot_id: SnapshotId, image: ImageId, s
 def _template_record(
     host: "Host", snapshot_id: SnapshotId, image: ImageId, shape: Shape, hardware: Hardware, parts: Parts, address: int
 ) -> SnapshotRecord:
-    return SnapshotRecord(
-        snapshot=Snapshot(
-            id=snapshot_id,
-            kind=SnapshotKind.TEMPLATE,
-            image=image,
-            shape=shape,
-            machine_type=hardware.machine_type,
-            qemu_build=host.qemu_build,
-            accelerator=hardware.accelerator,
-            cpu_model=hardware.cpu_model,
-            created_us=now_us(),
-        ),
+    return first_record(
+        host,
+        NewSnapshot(snapshot_id, SnapshotKind.TEMPLATE),
+        hardware,
+        image,
+        shape,
         phase=SnapshotPhase.FROZEN,
-        hardware=hardware,
         process_id=parts.process_id,
         address=address,
         disk=parts.disk,
-        devices=host.devices_path(snapshot_id),
         memory=None,
-        cpu=cpu.features(hardware.cpu_model),
     )
 
 

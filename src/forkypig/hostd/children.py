@@ -146,6 +146,7 @@ async def bear(host: "Host", record: SnapshotRecord, live: LiveMachine, options:
             machine_id=identity.machine_id,
             slot=shell.slot.name if shell.slot is not None else "",
         )
+        await host.started(live)
         return Child(live.view(), (time.perf_counter() - began) * 1000)
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from forkypig.chunks import manifest_file
 from forkypig.chunks.compare import differing
 from forkypig.chunks.format import PAGE_BYTES
+from forkypig.chunks.store import open_store
 from forkypig.hostd.packing import pack
 from forkypig.model import MemoryDiff, Progress, SnapshotId
-from forkypig.pager.shelf import open_store
 
 if TYPE_CHECKING:
     from forkypig.hostd.host import Host

@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forkypig import tracing
-from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError
 from forkypig.hostd import children, faults
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.new_snapshot import NewSnapshot, first_record
 from forkypig.hostd.packing import pack_later
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.shells import Shell
-from forkypig.model import ForkOptions, ForkResult, MachineState, Snapshot, SnapshotId, SnapshotKind
+from forkypig.model import ForkOptions, ForkResult, MachineState
 from forkypig.net.tap import Remainder
-from forkypig.qemu import cpu, disks, memory, priority, split
+from forkypig.qemu import disks, memory, priority, split
 from forkypig.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -45,16 +45,6 @@ log = structlog.get_logger()
 
 # How long processes have to come to a stop: one in an uninterruptible wait is waited for, and its disk may be slow.
 _QUIESCE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class NewSnapshot:
-    """A snapshot that is asked for."""
-
-    id: SnapshotId
-    kind: SnapshotKind
-    tag: str = ""
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,34 +269,23 @@ async def go_on(old: Process, was_running: bool) -> None:
 def snapshot_record(
     host: "Host", live: LiveMachine, old: Process, new: NewSnapshot, address: int, was_running: bool, successor: str
 ) -> SnapshotRecord:
-    hardware = live.record.hardware
-    return SnapshotRecord(
-        snapshot=Snapshot(
-            id=new.id,
-            kind=new.kind,
-            tag=new.tag,
-            message=new.message,
-            parent=live.record.machine.snapshot,
-            machine=live.id,
-            image=live.record.machine.image,
-            shape=live.record.machine.shape,
-            machine_type=hardware.machine_type,
-            qemu_build=host.qemu_build,
-            accelerator=hardware.accelerator,
-            cpu_model=hardware.cpu_model,
-            created_us=now_us(),
-            tenant=live.record.machine.tenant,
-        ),
+    machine = live.record.machine
+    return first_record(
+        host,
+        new,
+        live.record.hardware,
+        machine.image,
+        machine.shape,
+        parent=machine.snapshot,
+        machine=live.id,
+        tenant=machine.tenant,
         phase=SnapshotPhase.SPLITTING,
-        hardware=hardware,
         process_id=old.id,
         address=address,
         disk=live.record.disk,
-        devices=host.devices_path(new.id),
         memory=live.record.memory,
         successor=successor,
         was_running=was_running,
-        cpu=cpu.features(hardware.cpu_model),
     )
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forkypig.hostd import faults, fork
-from forkypig.hostd.fork import NewSnapshot
 from forkypig.hostd.machine import LiveMachine
+from forkypig.hostd.new_snapshot import NewSnapshot
 from forkypig.hostd.packing import pack
 from forkypig.hostd.records import SnapshotRecord
 from forkypig.model import Machine, MachineState, Progress, SnapshotId, SnapshotKind
@@ -89,6 +89,7 @@ async def _fall_asleep(host: "Host", live: LiveMachine, record: SnapshotRecord) 
         await process.session.close()
     await live.leave_group()
     asleep(host, live, record)
+    await host.settle(live)
 
 
 def is_asleep(live: LiveMachine, record: SnapshotRecord) -> bool:

@@ -29,8 +29,9 @@ from forkypig.hostd.network import HostNetwork, give_up, instance_of
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
 from forkypig.hostd.shells import ShellMaker, ShellPool
 from forkypig.images.store import ImageStore
-from forkypig.model import ImageId, Machine, MachineId, MachineState, NetworkPolicy, SnapshotId, SnapshotKind
+from forkypig.model import ImageId, Machine, MachineId, MachineState, NetworkPolicy, Restart, SnapshotId, SnapshotKind
 from forkypig.pager.client import PagerClient
+from forkypig.qemu import cpu
 from forkypig.qemu.accelerator import Accelerator, QemuBuild
 from forkypig.qemu.command import Hardware
 from forkypig.qemu.process import Process, last_words
@@ -124,7 +125,9 @@ class Host:
 
     def check_loadable(self, record: SnapshotRecord) -> None:
         """Raises NotPossibleNow, with the reason, where this host can't load the snapshot."""
-        here = Here(self.qemu_build, self.hardware(), self.accelerator_reason, self.network.reason)
+        hardware = self.hardware()
+        seen = cpu.seen_with(hardware.cpu_model)
+        here = Here(self.qemu_build, hardware, self.accelerator_reason, self.network.reason, seen)
         check_loadable(record, here)
 
     # -- machines ------------------------------------------------------------------------------------------------
@@ -152,6 +155,16 @@ class Host:
         finally:
             for watcher in self._watchers:
                 watcher.put_nowait(live.view())
+
+    async def settle(self, live: LiveMachine) -> None:
+        """What the machine's record says outlasts a power cut from here on. For what is reported as done, where a
+        machine is to be found again without its QEMU."""
+        await asyncio.to_thread(self.machine_ledger.sync, live.id)
+
+    async def started(self, live: LiveMachine) -> None:
+        """A machine runs and is about to be reported: one that is to come back must be found after a power cut."""
+        if live.record.machine.config.restart is Restart.ALWAYS:
+            await self.settle(live)
 
     async def end_machine(self, live: LiveMachine) -> None:
         """Cuts a machine's power."""

@@ -60,6 +60,7 @@ async def configure_machine(host: "Host", live: LiveMachine, config: MachineConf
                 await host.network.change(live, config, was)
                 raise
         live.configured(config)
+        await host.settle(live)
     return live.view()
 
 
@@ -69,6 +70,7 @@ async def stop_machine(host: "Host", live: LiveMachine, *, force: bool) -> Machi
         with live.operation("stopping", MachineState.RUNNING, MachineState.PAUSED):
             await _end_process(host, live, force=force)
             live.update(MachineState.STOPPED)
+            await host.settle(live)  # else one that is to run would come back after a power cut
     return live.view()
 
 

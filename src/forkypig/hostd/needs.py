@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from forkypig.errors import NotPossibleNow
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
-from forkypig.qemu import cpu
 from forkypig.qemu.command import Hardware
+from forkypig.qemu.cpu import Cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Here:
     hardware: Hardware
     accelerator_why: str  # why it is that one
     network_why: str
+    cpu: Cpu  # what its guests see of the processor
 
 
 def check_loadable(record: SnapshotRecord, here: Here) -> None:
@@ -50,13 +51,22 @@ def check_loadable(record: SnapshotRecord, here: Here) -> None:
             f"snapshot {snapshot.id} is of a {made.machine_type} with the CPU model «{made.cpu_model}», and machines "
             f"here are {now.machine_type} with «{now.cpu_model}»: start its machine afresh"
         )
-    if record.cpu and record.cpu != cpu.features(made.cpu_model):
+    if record.cpu and record.cpu != here.cpu.name:
         raise NotPossibleNow(
-            f"snapshot {snapshot.id} was made on another CPU ({record.cpu}; here is {cpu.features(made.cpu_model)}), "
-            f"and its guest may use what is missing here: load it on a computer like that one"
+            f"snapshot {snapshot.id} was made on another CPU ({record.cpu}; here is {here.cpu.name}), and its guest "
+            f"sees that: load it on a computer like that one"
+        )
+    if lacking := sorted(set(record.cpu_features) - set(here.cpu.features)):
+        raise NotPossibleNow(
+            f"snapshot {snapshot.id} needs features that this CPU has not ({_some(lacking)}), and its guest may use "
+            f"them: load it on a computer that has them"
         )
     if made.network != now.network:
         raise NotPossibleNow(
             f"snapshot {snapshot.id} was made with the network card on «{made.network}», and this host "
             f"uses «{now.network}» ({here.network_why}): set FORKY_NETWORK as it was"
         )
+
+
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")

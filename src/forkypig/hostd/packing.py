@@ -104,11 +104,14 @@ async def _order(host: "Host", record: SnapshotRecord) -> PackOrder:
         accelerator=snapshot.accelerator,
         shape=snapshot.shape,
         created_us=snapshot.created_us,
+        cpu=record.cpu,
+        cpu_features=record.cpu_features,
     )
 
 
 async def packed(host: "Host", snapshot: SnapshotId) -> None:
     """The pager has packed it: writes that down for good, and lets go of all that it was made of."""
+    await _settle_machines(host)
     record = await _save(host, snapshot, own_memory_bytes=await _own_memory(host, snapshot))
     if record is None:
         return
@@ -121,6 +124,13 @@ async def packed(host: "Host", snapshot: SnapshotId) -> None:
     host.maker.parts(record.process_id).discard_process()
     record.devices.unlink(missing_ok=True)
     host.folding.soon()
+
+
+async def _settle_machines(host: "Host") -> None:
+    """A machine's record as it is on disk may be from before its last split: then it would come back from an earlier
+    snapshot, and name an overlay that goes when its snapshot is packed."""
+    for live in list(host.machines.values()):
+        await host.settle(live)
 
 
 async def _own_memory(host: "Host", snapshot: SnapshotId) -> int:
@@ -143,7 +153,7 @@ async def _save(host: "Host", snapshot: SnapshotId, *, own_memory_bytes: int) ->
             seen,
             phase=SnapshotPhase.PACKED,
             snapshot=replace(
-                seen.snapshot, settled=True, own_memory_bytes=own_memory_bytes, own_disk_bytes=own_disk_bytes
+                seen.snapshot, packed=True, own_memory_bytes=own_memory_bytes, own_disk_bytes=own_disk_bytes
             ),
         )
         prepared = await asyncio.to_thread(host.snapshot_ledger.prepare, snapshot, record)

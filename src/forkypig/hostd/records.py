@@ -1,13 +1,14 @@
 """What hostd must know again after a crash: a JSON file per machine and per snapshot, replaced atomically.
 
-`save` does not sync: most records have to survive the death of hostd, and after a power cut no QEMU is left to be
-adopted. What has to be there after a power cut too, a packed snapshot above all, is saved by `prepare` and `put`.
+`save` does not sync: most changes have to survive the death of hostd, and after a power cut no QEMU is left to be
+adopted. What has to be there after a power cut too is synced before it is reported: packed snapshots by `prepare` and
+`put`, machines that hibernate or are to come back by `sync`.
 """
 
 import contextlib
-import errno
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,7 +18,8 @@ from uuid import UUID
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from forkypig.errors import ResourceExhausted
+from forkypig.chunks.durable import sync_directory, sync_file
+from forkypig.errors import ResourceExhausted, full_disk_told
 from forkypig.model import Machine, MachineId, Snapshot, SnapshotId
 from forkypig.qemu.command import Hardware
 
@@ -67,11 +69,24 @@ class SnapshotRecord:
     successor_disk: Path | None = None
     was_running: bool = True
     cpu: str = ""  # the host's, where the guest sees it; "": the guest's is QEMU's own
+    cpu_features: tuple[str, ...] = ()
 
     @property
     def is_durable(self) -> bool:
         """Whether it outlives its process, and a power cut."""
         return self.phase is SnapshotPhase.PACKED
+
+
+@contextlib.contextmanager
+def _or_nothing(new: Path) -> Iterator[None]:
+    """What the block writes to `new` is not left half done."""
+    try:
+        with full_disk_told():
+            yield
+    except (OSError, ResourceExhausted):
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
 
 
 _Record = TypeVar("_Record")
@@ -93,44 +108,30 @@ class Ledger(Generic[_Id, _Record]):
         """Writes a record whole or not at all. Raises ResourceExhausted when the disk is full."""
         path = self._path(record_id)
         new = path.with_suffix(_NEW)
-        try:
+        with _or_nothing(new):
             new.write_bytes(self._adapter.dump_json(record))
             new.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again") from error
-            raise
 
     def prepare(self, record_id: _Id, record: _Record) -> Path:
         """Writes a record beside its place, durably; `put` makes it the record. Blocks as long as the disk does.
         Raises ResourceExhausted when the disk is full."""
         new = self._directory / f"{record_id}.{secrets.token_hex(4)}{_NEW}"
-        try:
-            with new.open("xb") as file:
-                file.write(self._adapter.dump_json(record))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again") from error
-            raise
+        with _or_nothing(new), new.open("xb") as file:
+            file.write(self._adapter.dump_json(record))
+            file.flush()
+            os.fsync(file.fileno())
         return new
 
     def put(self, record_id: _Id, prepared: Path) -> None:
         """Makes what `prepare` wrote the record: from here on it survives our death, after `sync` a power cut too."""
         prepared.replace(self._path(record_id))
 
-    def sync(self) -> None:
-        """Makes what was put durable. Blocks as long as the disk does."""
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def sync(self, record_id: _Id | None = None) -> None:
+        """Makes what was put durable, or the record as `save` has left it. Blocks as long as the disk does."""
+        if record_id is not None:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                sync_file(self._path(record_id))
+        sync_directory(self._directory)
 
     def delete(self, record_id: _Id) -> None:
         """Removes a record; one that is not there is fine."""

@@ -119,6 +119,7 @@ async def _become(host: "Host", live: LiveMachine, record: SnapshotRecord, ident
         )
         live.update(MachineState.RUNNING)
         undo.pop_all()
+    await host.settle(live)  # before the disk that the record on disk may still name goes
     faults.reach("restore-end")
     await _end_old(host, live, was, old, old_channel)
 

@@ -31,6 +31,7 @@ from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
 from forkypig.hostd.fences import Fences
 from forkypig.hostd.host import Host
+from forkypig.hostd.new_snapshot import NewSnapshot
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.images import debian
 from forkypig.model import Child, ForkResult, ImageId, MachineId, MachineState, Progress, SnapshotId, check_name
@@ -181,7 +182,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         if snapshot in host.snapshots:
             return convert.fork_result_to_wire(self._made_before(snapshot, new_children))
         live = host.machine(check_id(request.machine))
-        new = fork.NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag, request.message)
+        new = NewSnapshot(snapshot, convert.kind_from_wire(request.kind), request.tag, request.message)
         work = fork.fork_machine(host, live, new, new_children, options_from_wire(request.options))
         return convert.fork_result_to_wire(await self._to_the_end(f"fork-{snapshot}", work))
 
@@ -310,6 +311,7 @@ class HostServicer(host_pb2_grpc.HostServicer):
         tenant = request.tenant or DEFAULT_TENANT
         labelled = replace(record.snapshot, kind=kind, tag=request.tag, message=request.message, tenant=tenant)
         self._host.save_snapshot(replace(record, snapshot=labelled))
+        await asyncio.to_thread(self._host.snapshot_ledger.sync, labelled.id)
         return convert.snapshot_to_wire(labelled)
 
     @answered

@@ -139,7 +139,7 @@ class Transfers:
         await host.pager.open(snapshot, record.snapshot.shape.memory_mib << 20, record.memory, base)
         # Without the tag: whether that is free the controller knows.
         host.save_snapshot(replace(record, snapshot=replace(record.snapshot, tag="")))
-        host.snapshot_ledger.sync()
+        await asyncio.to_thread(host.snapshot_ledger.sync, snapshot)
         log.info("arrived", snapshot=snapshot, chunks=arrived["chunks"], bytes=arrived["bytes"])
         return record.snapshot
 
@@ -216,7 +216,7 @@ def _record(host: "Host", arrived: Mapping[str, Any]) -> SnapshotRecord:
             pause_ms=about["pause_ms"],
             own_memory_bytes=about["own_memory_bytes"],
             own_disk_bytes=about["own_disk_bytes"],
-            settled=True,
+            packed=True,
             created_us=arrived["created_us"],
         ),
         phase=SnapshotPhase.PACKED,
@@ -226,4 +226,6 @@ def _record(host: "Host", arrived: Mapping[str, Any]) -> SnapshotRecord:
         disk=parts.disk,
         devices=host.devices_path(snapshot),
         memory=parent,
+        cpu=needs["cpu"],
+        cpu_features=tuple(needs["cpu_features"]),
     )

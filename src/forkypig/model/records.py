@@ -81,7 +81,7 @@ class Snapshot:
     pause_ms: float = 0.0
     own_memory_bytes: int = 0
     own_disk_bytes: int = 0  # what its machine wrote since the parent snapshot
-    settled: bool = False  # True: memory in a file, False: in a frozen process
+    packed: bool = False  # True: memory in a file, False: in a frozen process
     created_us: int = 0
     tenant: str = DEFAULT_TENANT  # whose it is
     shared_with: tuple[str, ...] = ()  # tenants that may start machines from it; EVERY_TENANT: all

@@ -1,65 +1,91 @@
 """`python -m forkypig.pager`: mounts, and keeps a holder serving the mount until SIGTERM.
 
 This process, the keeper, has the FUSE descriptor too and does nothing with it: as long as it is open the mount lives.
-When the holder dies a new one goes on with it; whoever faults meanwhile waits.
+When the holder dies a new one goes on with it, and with the requests in the inbox; whoever faults meanwhile waits.
+When the keeper dies its holder serves on and starts the next keeper, which finds it (succession.py): only both at once
+are the end of the mount.
 """
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 import structlog
 
 from forkypig.daemon import logs
-from forkypig.daemon.server import AlreadyRunning, PidFile
+from forkypig.daemon.server import AlreadyRunning, PidFile, tell_systemd
 from forkypig.daemon.settings import Settings, load
 from forkypig.errors import InvalidRequest
-from forkypig.pager import mount
+from forkypig.pager import mount, succession
+from forkypig.pager.inbox import new_inbox
 
 log = structlog.get_logger()
 
 # A holder that dies so often in so short a time can't serve: then requests had better fail than wait for ever.
 _MOST_DEATHS, _WITHIN_S = 5, 20.0
+_HOLDER_ENDS_S = 15  # it takes a second or two; `forky down` gives us 20
 
 
 class Keeper:
     """Keeps a holder."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, inbox: int, mountpoint: Path, found: int = -1) -> None:
+        """`found`: the pidfd of a holder that serves already."""
+        self._fd, self._inbox, self._mountpoint, self._found = fd, inbox, mountpoint, found
         self._holder: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """For signals."""
+        """For signals. A holder that hangs is killed: whoever ends us would leave it behind."""
         self._stopping = True
-        if self._holder is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._holder.send_signal(signal.SIGTERM)
+        self._signal(signal.SIGKILL if number == signal.SIGALRM else signal.SIGTERM)
+        signal.alarm(_HOLDER_ENDS_S)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._holder is not None:
+                self._holder.send_signal(number)
+            elif self._found >= 0:
+                signal.pidfd_send_signal(self._found, number)
 
     def run(self) -> int:
         """Returns the exit code when it is over."""
         deaths: list[float] = []
+        taken_over = False
         while not self._stopping:
-            self._holder = self._start(taken_over=bool(deaths))
-            if self._stopping:  # the signal came in between
-                self._holder.terminate()
-            code = self._holder.wait()
+            if self._found >= 0:
+                code = self._wait_for_the_found()
+            else:
+                self._holder = self._start(taken_over=taken_over)
+                if self._stopping:  # the signal came in between
+                    self._holder.terminate()
+                code = self._holder.wait()
             if code == 0 or self._stopping:
                 return code
+            taken_over = True
             deaths = [when for when in deaths if time.monotonic() - when < _WITHIN_S] + [time.monotonic()]
             log.error("holder died", code=code, deaths=len(deaths))
             if len(deaths) >= _MOST_DEATHS:
                 return 1
         return 0
 
+    def _wait_for_the_found(self) -> int:
+        """Waits for a holder that is not our child. What it ended with nobody tells us: in peace it takes the mount
+        away."""
+        select.select([self._found], [], [])
+        os.close(self._found)
+        self._found = -1
+        return 0 if mount.device_of(self._mountpoint) is None else 1
+
     def _start(self, *, taken_over: bool) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd)]
-        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd])
+        words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd), str(self._inbox), str(os.getpid())]
+        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd, self._inbox])
 
 
 def prepare(settings: Settings) -> None:
@@ -85,9 +111,14 @@ def main() -> int:
     except AlreadyRunning:
         print(f"the pager runs already for {settings.home}", file=sys.stderr)
         return 1
-    prepare(settings)
-    keeper = Keeper(mount.attach(settings.memory))
-    for number in (signal.SIGTERM, signal.SIGINT):
+    if (found := succession.find(settings.run / "holder.json")) is not None:
+        log.error("the keeper before has died, its holder serves", holder=found.pid)
+        keeper = Keeper(found.fuse, found.inbox, settings.memory, found.pidfd)
+        tell_systemd()
+    else:
+        prepare(settings)
+        keeper = Keeper(mount.attach(settings.memory), new_inbox(), settings.memory)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, keeper.stop)
     code = keeper.run()
     mount.detach(settings.memory)

@@ -90,6 +90,8 @@ class PagerClient:
             accelerator=order.accelerator,
             shape=shape_to_wire(order.shape),
             created_us=order.created_us,
+            cpu=order.cpu,
+            cpu_features=order.cpu_features,
         )
         # No deadline: it depends on the disk. The pager ends it when it makes no progress.
         async for message in translated(aiter(self._stub.Pack(request))):

@@ -1,8 +1,8 @@
 """The FUSE protocol, as far as a read-only file system of few files needs it, on a descriptor of /dev/fuse.
 
 Ours and not libfuse's for one reason: libfuse answers nothing before it has seen INIT, so a new process can't go on
-with the descriptor of one that died. This loop can: it keeps no state of the connection, and asks the kernel to send
-again what the dead one had read and not answered (FUSE_NOTIFY_RESEND, Linux 6.9).
+with the descriptor of one that died. This loop can: it keeps no state of the connection but what is in its inbox, where
+it finds what the dead one had read and not answered.
 
 Source: include/uapi/linux/fuse.h. Numbers are little-endian, as the machine's; we run on no other.
 """
@@ -19,6 +19,7 @@ from typing import Protocol
 
 import structlog
 
+from forkypig.pager.inbox import Inbox, WaitingRead
 from forkypig.pager.latency import Latency
 
 log = structlog.get_logger()
@@ -37,7 +38,7 @@ _LOOKUP, _FORGET, _GETATTR, _SETATTR, _OPEN, _READ, _WRITE, _STATFS_CODE = 1, 2,
 _RELEASE, _FSYNC, _FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR = 18, 20, 25, 26, 27, 28, 29
 _INTERRUPT, _DESTROY, _BATCH_FORGET = 36, 38, 42
 _NOT_ANSWERED = (_FORGET, _BATCH_FORGET, _INTERRUPT)
-_NOTIFY_INVAL_ENTRY, _NOTIFY_STORE, _NOTIFY_RESEND = 3, 4, 7
+_NOTIFY_INVAL_ENTRY, _NOTIFY_STORE = 3, 4
 _KEEP_CACHE = 2
 _VERSION = 7, 31
 # Reading in parallel, large writes (refused all the same), look-ups in parallel, long requests.
@@ -47,7 +48,6 @@ _MAX_PAGES = 32  # of a request: 128 KiB
 # hold up the read-ahead of every other snapshot, and so the machine that they wait for.
 _MAX_BACKGROUND = 65535
 _FOREVER_S = 86_400
-_BUFFER_BYTES = 1 << 18
 _FATTR_MODE, _FATTR_UID, _FATTR_GID, _FATTR_SIZE = 1, 2, 4, 8
 _AT_ONCE = 16  # after so many requests in one go the event loop's other work has its turn
 
@@ -78,11 +78,10 @@ class Operations(Protocol):
 class Connection:
     """One mount. The descriptor is not blocking."""
 
-    def __init__(self, fd: int, operations: Operations) -> None:
+    def __init__(self, fd: int, operations: Operations, inbox: Inbox) -> None:
         self.ended = asyncio.Event()  # it was unmounted
         self.latency = Latency()
-        self._fd, self._operations = fd, operations
-        self._buffer = bytearray(_BUFFER_BYTES)
+        self._fd, self._operations, self._inbox = fd, operations, inbox
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner = os.geteuid(), os.getegid()
 
@@ -90,12 +89,13 @@ class Connection:
         """Answers from now on."""
         asyncio.get_running_loop().add_reader(self._fd, self._readable)
 
-    def resend(self) -> None:
-        """Has the kernel send again what a predecessor of ours left unanswered."""
-        try:
-            os.write(self._fd, _OUT.pack(_OUT.size, _NOTIFY_RESEND, 0))
-        except OSError as error:
-            log.warning("unanswered requests wait for ever: they need Linux 6.9 to be sent again", error=str(error))
+    def take_over(self) -> None:
+        """Answers what a predecessor of ours left unanswered."""
+        for read in list(self._inbox.left_waiting()):
+            self._later(read)
+        if (left := self._inbox.left()) is not None:
+            self._request(left)
+            self._inbox.done()
 
     async def close(self) -> None:
         """Ends the loop; requests that wait are not answered."""
@@ -123,7 +123,7 @@ class Connection:
     def _readable(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                length = os.readv(self._fd, [self._buffer])
+                length = os.readv(self._fd, [self._inbox.current])
             except BlockingIOError:
                 return
             except OSError as error:
@@ -134,7 +134,8 @@ class Connection:
                 asyncio.get_running_loop().remove_reader(self._fd)
                 self.ended.set()
                 return
-            self._request(memoryview(self._buffer)[:length])
+            self._request(self._inbox.current[:length])
+            self._inbox.done()
 
     def _request(self, request: memoryview) -> None:
         _, code, unique, node, *_ = _IN.unpack_from(request)
@@ -146,9 +147,7 @@ class Connection:
                 _, offset, length = _READ_IN.unpack_from(request, _IN.size)
                 data = self._operations.read_now(node, offset, length)
                 if data is None:
-                    task = asyncio.get_running_loop().create_task(self._read(unique, node, offset, length, began))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                    self._later(WaitingRead(unique, node, offset, length))
                 else:
                     self._reply(unique, data)
                     self.latency.add(time.perf_counter() - began, len(data))
@@ -160,17 +159,24 @@ class Connection:
             log.exception("request failed", opcode=code, node=node)
             self._reply(unique, b"", errno.EIO)
 
-    async def _read(self, unique: int, node: int, offset: int, length: int, began: float) -> None:
-        size = 0
+    def _later(self, read: WaitingRead) -> None:
+        self._inbox.waits(read)
+        task = asyncio.get_running_loop().create_task(self._read(read))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, read: WaitingRead) -> None:
+        began, size = time.perf_counter(), 0
         try:
-            data = await self._operations.read(node, offset, length)
+            data = await self._operations.read(read.node, read.offset, read.length)
             size = len(data)
-            self._reply(unique, data)
+            self._reply(read.unique, data)
         except OSError as error:
-            self._reply(unique, b"", error.errno or errno.EIO)
+            self._reply(read.unique, b"", error.errno or errno.EIO)
         except Exception:  # the edge of a request
-            log.exception("read failed", node=node, offset=offset)
-            self._reply(unique, b"", errno.EIO)
+            log.exception("read failed", node=read.node, offset=read.offset)
+            self._reply(read.unique, b"", errno.EIO)
+        self._inbox.answered(read.unique)
         self.latency.add(time.perf_counter() - began, size)
 
     def _reply(self, unique: int, data: bytes | bytearray, code: int = 0) -> None:

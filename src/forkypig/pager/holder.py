@@ -1,10 +1,12 @@
-"""`python -m forkypig.pager.holder FUSE_FD [--taken-over]`: serves a mount until SIGTERM. Started by the keeper."""
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER [--taken-over]`: serves a mount until SIGTERM, for a keeper.
+
+When the keeper dies this starts the next one and serves on.
+"""
 
 import asyncio
 import contextlib
-import ctypes
+import json
 import os
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,11 +17,12 @@ import structlog
 from forkypig.daemon import logs
 from forkypig.daemon.server import now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings
-from forkypig.pager import mount, roll
+from forkypig.pager import mount, roll, succession
 from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
 from forkypig.pager.filesystem import FileSystem
 from forkypig.pager.fuse import ROOT, Connection
+from forkypig.pager.inbox import Inbox
 from forkypig.pager.layers import FrozenLayers
 from forkypig.pager.reader_link import ReaderLink
 from forkypig.pager.service import PagerServicer
@@ -30,10 +33,12 @@ from forkypig.v1 import pager_pb2, pager_pb2_grpc
 
 log = structlog.get_logger()
 
-_PR_SET_PDEATHSIG = 1
+# Whoever ends both at once must not meet a keeper that has just been started. Nothing waits for it.
+_NEXT_KEEPER_S = 1.0
+_KEEPER_STARTS_S = 10.0  # one that finds another in its place has ended by then
 
 
-async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
+async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_over: bool) -> None:
     """Offers what is packed, and what was frozen when it takes over, and serves."""
     shelf = Shelf(settings.store, settings.images)
     reader = ReaderLink(settings.store)
@@ -44,7 +49,7 @@ async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
     catalogue = Catalogue(layers, reader, starts, shelf, settings.memory)
     catalogue.load()
     await reader.start()
-    connection = Connection(fd, FileSystem(catalogue, content))
+    connection = Connection(fd, FileSystem(catalogue, content), inbox)
     starts.store = connection.store
     if taken_over:
         await roll.call(roll_file, catalogue)
@@ -56,9 +61,10 @@ async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
         names.submit(partial(_forget_name, connection, snapshot.id))
 
     catalogue.on_forget = forgotten
-    connection.start()
     if taken_over:
-        connection.resend()
+        connection.take_over()
+    connection.start()
+    watching = asyncio.create_task(_watch(settings, keeper))
     try:
         tuning = asyncio.create_task(asyncio.to_thread(mount.tune, settings.memory))
         service = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
@@ -74,11 +80,38 @@ async def run(settings: Settings, fd: int, *, taken_over: bool) -> None:
         await serve(settings, "pager", register, service, before_stop=close, stop=connection.ended)
         await tuning
     finally:
+        watching.cancel()
         # Lazily: mappings that are open still fail later, at their next fault, and hold up nothing here.
         mount.detach(settings.memory)
         await connection.close()
         await reader.close()
         names.shutdown(wait=False, cancel_futures=True)
+
+
+async def _watch(settings: Settings, keeper: int) -> None:
+    """Starts the next keeper each time that one has died, unless somebody else has."""
+    while True:
+        with contextlib.suppress(ProcessLookupError):
+            await _end_of(keeper)
+        await asyncio.sleep(_NEXT_KEEPER_S)
+        log.error("the keeper died: the next is started", pid=keeper)
+        words = [sys.executable, "-P", "-m", "forkypig.pager"]
+        started = await asyncio.create_subprocess_exec(*words, start_new_session=True)
+        keeper = started.pid
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(started.wait(), _KEEPER_STARTS_S)
+            keeper = json.loads(settings.pid_file("pager").read_bytes())["pid"]  # somebody else was quicker
+
+
+async def _end_of(pid: int) -> None:
+    """Raises ProcessLookupError when it is over already."""
+    pidfd, ended, loop = os.pidfd_open(pid), asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
 def _forget_name(connection: Connection, name: str) -> None:
@@ -87,14 +120,15 @@ def _forget_name(connection: Connection, name: str) -> None:
 
 
 def main() -> int:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     settings = Settings()
     logs.configure("pager", settings.log_level)
     os.umask(0o077)
     raise_open_files()
-    fd = int(sys.argv[1])
-    os.set_inheritable(fd, False)
-    asyncio.run(run(settings, fd, taken_over="--taken-over" in sys.argv))
+    fd, inbox, keeper = (int(word) for word in sys.argv[1:4])
+    for each in (fd, inbox):
+        os.set_inheritable(each, False)
+    succession.write(settings.run / "holder.json", fd, inbox)
+    asyncio.run(run(settings, fd, Inbox(inbox), keeper, taken_over="--taken-over" in sys.argv))
     return 0
 
 

@@ -55,3 +55,5 @@ class PackOrder:
     accelerator: str
     shape: Shape
     created_us: int
+    cpu: str = ""
+    cpu_features: tuple[str, ...] = ()

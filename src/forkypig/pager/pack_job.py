@@ -134,6 +134,8 @@ def pack(job: Job, store: Store, tell: Callable[[dict[str, int]], None]) -> None
                 machine_type=order.machine_type,
                 cpu_model=order.cpu_model,
                 accelerator=order.accelerator,
+                cpu=order.cpu,
+                cpu_features=order.cpu_features,
             ),
             base=BaseImage(id=order.disk.base.id, sha256=order.disk.base.sha256) if order.disk else None,
             devices=make_device_state(writer, content),

@@ -67,10 +67,9 @@ def say(words: Mapping[str, object]) -> None:
 def serve(connection: socket.socket, directory: Path) -> None:
     """Does jobs until there are none any more."""
     # Here and not above: importing numpy and what packs takes half a second of CPU, and must not keep machines waiting.
-    from forkypig.chunks.store import Store
+    from forkypig.chunks.store import Store, open_store
     from forkypig.errors import ForkyError, ResourceExhausted
     from forkypig.pager.pack_job import Job, pack
-    from forkypig.pager.shelf import open_store
 
     store: Store | None = None
     while True:

@@ -27,10 +27,9 @@ import numpy as np
 from forkypig.chunks import manifest_file
 from forkypig.chunks.format import BASE, PAGE_BYTES
 from forkypig.chunks.manifest import Manifest
-from forkypig.chunks.store import Store
+from forkypig.chunks.store import Store, open_store
 from forkypig.errors import ForkyError
 from forkypig.model import SnapshotId
-from forkypig.pager.shelf import open_store
 
 REQUEST = struct.Struct("<QI")
 ANSWER = struct.Struct("<QiI")

@@ -136,6 +136,8 @@ def _order(request: pager_pb2.PackRequest) -> PackOrder:
         accelerator=request.accelerator,
         shape=shape_from_wire(request.shape),
         created_us=request.created_us,
+        cpu=request.cpu,
+        cpu_features=tuple(request.cpu_features),
     )
 
 

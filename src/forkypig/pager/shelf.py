@@ -13,8 +13,7 @@ from pathlib import Path
 import structlog
 
 from forkypig.chunks import manifest_file
-from forkypig.chunks.crypt import Key
-from forkypig.chunks.store import Store
+from forkypig.chunks.store import open_store
 from forkypig.errors import ForkyError
 from forkypig.model import SnapshotId
 from forkypig.pager.index import PageRun
@@ -34,12 +33,6 @@ class StoredSnapshot:
     disk_bytes: int
     devices_bytes: int
     base: Path | None  # where its base image's disk should be
-
-
-def open_store(directory: Path) -> Store:
-    """The store, with the key that FORKY_STORE_KEY names. Raises InvalidRequest when that is not the store's."""
-    key = os.environ.get("FORKY_STORE_KEY")
-    return Store.open(directory, Key.load(Path(key)) if key else None)
 
 
 class Shelf:

@@ -15,7 +15,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from forkypig.errors import InternalError, InvalidRequest, ResourceExhausted
+from forkypig.errors import InternalError, InvalidRequest, ResourceExhausted, full_disk_told
 from forkypig.qemu.image_tool import qemu_img
 
 _LONGEST_NAME = 1023  # of a backing file, by the format
@@ -46,13 +46,12 @@ class Overlays:
         if len(name) > _LONGEST_NAME:
             raise InvalidRequest(f"«{backing}» is too long for a backing file: choose a shorter FORKY_HOME")
         try:
-            blank = await self._blank(backing_format, size_mib)
-            await asyncio.to_thread(_copy, blank, path, name)
-        except OSError as error:
+            with full_disk_told():
+                blank = await self._blank(backing_format, size_mib)
+                await asyncio.to_thread(_copy, blank, path, name)
+        except (OSError, ResourceExhausted):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again") from error
             raise
 
     async def _blank(self, backing_format: str, size_mib: int) -> Path:

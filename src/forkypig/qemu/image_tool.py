@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from forkypig.errors import DeadlineExceeded, MachineFailed, ResourceExhausted
+from forkypig.errors import DeadlineExceeded, MachineFailed, full_disk
 
 _TIMEOUT_S = 60.0  # metadata only, but the host may be busy with a hundred shells
 
@@ -35,6 +35,6 @@ async def qemu_img(*arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
     if process.returncode != 0:
         words = stderr.decode(errors="replace").strip()
         if "No space left" in words:
-            raise ResourceExhausted("the disk is full: free space below FORKY_HOME and try again")
+            raise full_disk()
         raise MachineFailed(f"qemu-img failed: {words or process.returncode}")
     return stdout.decode()

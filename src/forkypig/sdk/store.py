@@ -256,7 +256,10 @@ def _file(name: str, content: bytes) -> bytes:
 
 
 async def _write_whole(target: Path, contents: AsyncIterator[bytes]) -> int:
-    """Writes a file, whole or not at all; returns its length."""
+    """Writes a file, whole or not at all, durably; returns its length. Raises InvalidRequest where it can't be."""
+    if not target.parent.is_dir() or target.is_dir():
+        wrong = f"«{target}» is a directory" if target.is_dir() else f"there is no directory «{target.parent}»"
+        raise errors.InvalidRequest(f"{wrong}: name a file in a directory that is there")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     size = 0
     try:
@@ -267,10 +270,19 @@ async def _write_whole(target: Path, contents: AsyncIterator[bytes]) -> int:
             file.flush()
             await asyncio.to_thread(os.fsync, file.fileno())
         part.replace(target)
+        await asyncio.to_thread(_sync_directory, target.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     return size
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _opened(source: str | Path | IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:

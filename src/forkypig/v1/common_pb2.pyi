@@ -517,7 +517,7 @@ class Snapshot(_message.Message):
     CPU_MODEL_FIELD_NUMBER: _builtins.int
     PAUSE_MS_FIELD_NUMBER: _builtins.int
     OWN_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    SETTLED_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     OWN_DISK_BYTES_FIELD_NUMBER: _builtins.int
@@ -542,7 +542,7 @@ class Snapshot(_message.Message):
     """of the machine it was taken from"""
     own_memory_bytes: _builtins.int
     """pages that its parent snapshot does not hold"""
-    settled: _builtins.bool
+    packed: _builtins.bool
     """true: its memory lies in a file; false: in a frozen process"""
     created_us: _builtins.int
     message: _builtins.str
@@ -573,7 +573,7 @@ class Snapshot(_message.Message):
         cpu_model: _builtins.str = ...,
         pause_ms: _builtins.float = ...,
         own_memory_bytes: _builtins.int = ...,
-        settled: _builtins.bool = ...,
+        packed: _builtins.bool = ...,
         created_us: _builtins.int = ...,
         message: _builtins.str = ...,
         own_disk_bytes: _builtins.int = ...,
@@ -582,7 +582,7 @@ class Snapshot(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "settled", b"settled", "shape", b"shape", "shared_with", b"shared_with", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "id", b"id", "image", b"image", "kind", b"kind", "machine", b"machine", "machine_type", b"machine_type", "message", b"message", "own_disk_bytes", b"own_disk_bytes", "own_memory_bytes", b"own_memory_bytes", "packed", b"packed", "parent", b"parent", "pause_ms", b"pause_ms", "qemu_build", b"qemu_build", "shape", b"shape", "shared_with", b"shared_with", "tag", b"tag", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -257,6 +257,8 @@ class PackRequest(_message.Message):
     ACCELERATOR_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
+    CPU_FEATURES_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     devices: _builtins.str
     """path of the file with the device state; empty: none"""
@@ -266,12 +268,16 @@ class PackRequest(_message.Message):
     cpu_model: _builtins.str
     accelerator: _builtins.str
     created_us: _builtins.int
+    cpu: _builtins.str
+    """the host's, where the guest sees it"""
     @_builtins.property
     def disk(self) -> Global___PackDisk:
         """absent: it has none"""
 
     @_builtins.property
     def shape(self) -> _common_pb2.Shape: ...
+    @_builtins.property
+    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -284,10 +290,12 @@ class PackRequest(_message.Message):
         accelerator: _builtins.str = ...,
         shape: _common_pb2.Shape | None = ...,
         created_us: _builtins.int = ...,
+        cpu: _builtins.str = ...,
+        cpu_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu_model", b"cpu_model", "created_us", b"created_us", "devices", b"devices", "disk", b"disk", "machine_type", b"machine_type", "qemu_build", b"qemu_build", "shape", b"shape", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "cpu", b"cpu", "cpu_features", b"cpu_features", "cpu_model", b"cpu_model", "created_us", b"created_us", "devices", b"devices", "disk", b"disk", "machine_type", b"machine_type", "qemu_build", b"qemu_build", "shape", b"shape", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,10 +65,12 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
 
         structlog.get_logger().error("call failed", exc_info=error)
         error = errors.InternalError(f"an unexpected error ({type(error).__name__}): the daemons' logs say more")
-    metadata: tuple[tuple[str, str], ...] = ((_METADATA_KEY, type(error).__name__),)
+    # A daemon may have kinds of its own, which are one of these to everybody else.
+    kind = next(cls for cls in type(error).__mro__ if cls in STATUS)
+    metadata: tuple[tuple[str, str], ...] = ((_METADATA_KEY, kind.__name__),)
     if isinstance(error, errors.TooManyRequests):
         metadata = (*metadata, (_PUSHBACK_KEY, str(math.ceil(error.retry_after_s * 1000))))
-    await context.abort(STATUS[type(error)], str(error), metadata)
+    await context.abort(STATUS[kind], str(error), metadata)
     raise AssertionError("abort() returned")
 
 

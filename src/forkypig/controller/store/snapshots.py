@@ -35,7 +35,7 @@ def _values(snapshot: Snapshot) -> dict[str, Any]:
         "pause_ms": snapshot.pause_ms,
         "own_memory_bytes": snapshot.own_memory_bytes,
         "own_disk_bytes": snapshot.own_disk_bytes,
-        "settled": snapshot.settled,
+        "packed": snapshot.packed,
         "created_us": snapshot.created_us,
         "tenant": snapshot.tenant,
     }
@@ -58,7 +58,7 @@ def _snapshot(row: Any) -> Snapshot:
         pause_ms=row.pause_ms,
         own_memory_bytes=row.own_memory_bytes,
         own_disk_bytes=row.own_disk_bytes,
-        settled=row.settled,
+        packed=row.packed,
         created_us=row.created_us,
         tenant=row.tenant,
     )

@@ -53,7 +53,7 @@ snapshots = Table(
     Column("pause_ms", Float, nullable=False),
     Column("own_memory_bytes", BigInteger, nullable=False),
     Column("own_disk_bytes", BigInteger, nullable=False, server_default="0"),
-    Column("settled", Boolean, nullable=False),
+    Column("packed", Boolean, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("removing", Boolean, nullable=False, default=False),  # nothing new may stand on it
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),

@@ -1,0 +1,73 @@
+"""Who serves a mount, written down by the holder for the keeper that comes after its own: `run/holder.json`.
+
+A keeper that starts and finds a holder alive takes copies of its descriptors (pidfd_getfd, Linux 5.6) and keeps it.
+That needs the right to trace it, which root has; without it the holder is ended, as if it had died with its keeper.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger()
+
+_PIDFD_GETFD = 438  # the number of the system call, on every architecture
+_MODULE = b"forkypig.pager.holder"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A holder that serves, with our own copies of its descriptors."""
+
+    pid: int
+    pidfd: int
+    fuse: int
+    inbox: int
+
+
+def write(path: Path, fuse: int, inbox: int) -> None:
+    """Says that this process is the holder now."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({"pid": os.getpid(), "fuse": fuse, "inbox": inbox}))
+    part.replace(path)
+
+
+def find(path: Path) -> Found | None:
+    """The holder that the file names, if it lives and can be taken over."""
+    try:
+        said = json.loads(path.read_bytes())
+        pid = int(said["pid"])
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, pidfd)
+        try:
+            if _MODULE not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return None  # another process has its number now
+            fuse = _copied(pidfd, int(said["fuse"]))
+            undo.callback(os.close, fuse)
+            found = Found(pid, pidfd, fuse, _copied(pidfd, int(said["inbox"])))
+        except PermissionError as error:
+            log.error("a holder without a keeper can't be taken over: it is ended", pid=pid, error=str(error))
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return None
+        except OSError:
+            return None  # it has just ended
+        undo.pop_all()
+        return found
+
+
+def _copied(pidfd: int, fd: int) -> int:
+    """Our own descriptor of what is `fd` there; as all that Python makes, not for our children."""
+    copy: int = _libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
+    if copy < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return copy
