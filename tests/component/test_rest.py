@@ -100,14 +100,13 @@ async def test_errors_are_problems(api: Rest) -> None:
     assert is_problem(await api.http.post("/v1/machines", json={}), 503, "host-unreachable")
 
 
-@pytest.mark.parametrize("name", ["a%2Fb", "..", "a.b", "%00", "x" * 10_000, "m-0123456789AB", "%ED%A0%80", "ü"])
-async def test_names_that_are_none(api: Rest, name: str) -> None:
-    for path in (f"/v1/machines/{name}", f"/v1/snapshots/{name}", f"/v1/machines/{name}/console"):
-        answer = await api.http.get(path)
-        assert answer.status_code in (404, 422), (path, answer.text)
-        assert answer.headers["content-type"] == "application/problem+json"
-    answer = await api.http.post("/v1/machines", json={"name": name})
-    is_problem(answer, 422, "invalid-request")
+async def test_names_that_are_none(api: Rest) -> None:
+    for name in ("a%2Fb", "..", "a.b", "%00", "x" * 10_000, "m-0123456789AB", "%ED%A0%80", "ü"):
+        for path in (f"/v1/machines/{name}", f"/v1/snapshots/{name}", f"/v1/machines/{name}/console"):
+            answer = await api.http.get(path)
+            assert answer.status_code in (404, 422), (path, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+        is_problem(await api.http.post("/v1/machines", json={"name": name}), 422, "invalid-request")
 
 
 async def test_bodies_that_are_none(api: Rest) -> None:
@@ -183,14 +182,14 @@ async def test_exec_live(api: Rest) -> None:
     await asyncio.wait_for(api.host.exec_ended.wait(), 20)
 
 
-@pytest.mark.parametrize("first", ["", "[]", "{", '{"argv": []}', '{"argv": ["x"], "more": 1}', b"\0"])
-async def test_live_messages_that_are_none(api: Rest, first: str | bytes) -> None:
+async def test_live_messages_that_are_none(api: Rest) -> None:
     await api.run("web")
-    async with connect(api, "/v1/machines/web/exec") as socket:
-        await socket.send(first)
-        assert json.loads(await socket.recv())["problem"]["type"] == "urn:forkypig:problem:invalid-request"
-        await socket.wait_closed()
-        assert socket.close_code == 1008
+    for first in ("", "[]", "{", '{"argv": []}', '{"argv": ["x"], "more": 1}', b"\0"):
+        async with connect(api, "/v1/machines/web/exec") as socket:
+            await socket.send(first)
+            assert json.loads(await socket.recv())["problem"]["type"] == "urn:forkypig:problem:invalid-request"
+            await socket.wait_closed()
+            assert socket.close_code == 1008
 
 
 async def test_console(api: Rest) -> None:
