@@ -57,6 +57,8 @@ def complete(tmp_path: Path, written: str) -> Complete:
     [
         (["fo"], ["fork"]),
         (["image", "l"], ["ls"]),
+        (["auth", "token", "cr"], ["create"]),
+        (["auth", "tok"], ["token"]),
         (["fork", ""], ["web", "web-1", "db", "works"]),
         (["fork", "we"], ["web", "web-1"]),
         (["fork", "web", ""], []),

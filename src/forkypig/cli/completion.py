@@ -160,21 +160,29 @@ complete -F _forky forky
 def bash(commands: list[Command], settings: list[str]) -> str:
     """A script that defines everything and writes nothing."""
     cases = []
-    groups: dict[str, list[str]] = {}
     for command in commands:
-        group, _, name = command.path.rpartition(" ")
-        if group:
-            groups.setdefault(group, []).append(name)
         values = " ".join(f"{option}={kinds.replace(' ', ',')}" for option, kinds in command.values.items())
         kinds = " ".join([each.replace(" ", ",") or "-" for each in command.arguments] + ["..."] * command.repeats)
         cases.append(
             f"        {shlex.quote(command.path)}) options={shlex.quote(' '.join(command.options))} "
             f"values={shlex.quote(values)} kinds={shlex.quote(kinds)} ;;"
         )
-    cases += [f"        {name}) group={shlex.quote(' '.join(names))} ;;" for name, names in groups.items()]
-    top = dict.fromkeys(command.path.split()[0] for command in commands)
+    groups = _groups(commands)
+    top = groups.pop("")
+    cases += [f"        {shlex.quote(name)}) group={shlex.quote(' '.join(names))} ;;" for name, names in groups.items()]
     script = _BASH.replace("@CASES@", "\n".join(cases)).replace("@TOP@", " ".join(top)).replace("@HOME@", _HOME)
     return script.replace("@SETTINGS@", " ".join(settings))
+
+
+def _groups(commands: list[Command]) -> dict[str, dict[str, str]]:
+    """What comes next after "", "auth", "auth token", …: names, and what people are told of those that are commands."""
+    groups: dict[str, dict[str, str]] = {}
+    for command in commands:
+        words = command.path.split()
+        for depth, word in enumerate(words):
+            is_command = depth == len(words) - 1
+            groups.setdefault(" ".join(words[:depth]), {})[word] = command.help if is_command else ""
+    return groups
 
 
 _FISH = """\
@@ -199,6 +207,14 @@ function __forky_at
     set -l count (count $argv)
     test (count $bare) -ge $count; and test "$bare[1..$count]" = "$argv"
 end
+function __forky_exactly
+    set -l words (commandline -opc)
+    set -l bare
+    for word in $words[2..-1]
+        string match -q -- '-*' $word; or set -a bare $word
+    end
+    test "$bare" = "$argv"
+end
 complete -c forky -f
 """
 
@@ -206,20 +222,10 @@ complete -c forky -f
 def fish(commands: list[Command], settings: list[str]) -> str:
     """The same for fish: of arguments it is not told which comes where, so all kinds of a command are offered."""
     lines = [_FISH]
-    seen: set[str] = set()
+    for group, names in _groups(commands).items():
+        for name, summary in names.items():
+            lines.append(f"complete -c forky -n '__forky_exactly {group}' -a {name} -d {_fish(summary)}")
     for command in commands:
-        first, _, second = command.path.partition(" ")
-        if first not in seen:
-            seen.add(first)
-            lines.append(
-                f"complete -c forky -n __fish_use_subcommand -a {first} -d {_fish(command.help * (not second))}"
-            )
-        if second:
-            lines.append(
-                f"complete -c forky -n '__forky_at {first}; and not __fish_seen_subcommand_from "
-                f"{' '.join(c.path.split()[1] for c in commands if c.path.startswith(first + ' '))}' "
-                f"-a {second} -d {_fish(command.help)}"
-            )
         at = f"complete -c forky -n '__forky_at {command.path}'"
         for option in command.options:
             name = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"

@@ -106,7 +106,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     log.info("serving", socket=str(path), pid=os.getpid())
-    _tell_systemd()
+    tell_systemd()
     await stop.wait()
     log.info("stopping")
     await health_servicer.enter_graceful_shutdown()
@@ -116,7 +116,7 @@ async def serve(
     path.unlink(missing_ok=True)
 
 
-def _tell_systemd() -> None:
+def tell_systemd() -> None:
     """That we serve, if it has started us (sd_notify(3), Type=notify). Nothing that we start is to speak for us."""
     name = os.environ.pop("NOTIFY_SOCKET", "")
     if not name:

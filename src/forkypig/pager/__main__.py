@@ -19,7 +19,7 @@ from types import FrameType
 import structlog
 
 from forkypig.daemon import logs
-from forkypig.daemon.server import AlreadyRunning, PidFile
+from forkypig.daemon.server import AlreadyRunning, PidFile, tell_systemd
 from forkypig.daemon.settings import Settings, load
 from forkypig.errors import InvalidRequest
 from forkypig.pager import mount, succession
@@ -114,6 +114,7 @@ def main() -> int:
     if (found := succession.find(settings.run / "holder.json")) is not None:
         log.error("the keeper before has died, its holder serves", holder=found.pid)
         keeper = Keeper(found.fuse, found.inbox, settings.memory, found.pidfd)
+        tell_systemd()
     else:
         prepare(settings)
         keeper = Keeper(mount.attach(settings.memory), new_inbox(), settings.memory)
