@@ -61,7 +61,7 @@ class GuestHost(FakeHost):
 
     async def PackSnapshot(self, request: Any, context: Any) -> AsyncIterator[common.Progress]:  # noqa: N802
         yield common.Progress(step="packing", done=1, total=2)
-        self.snapshots[request.snapshot].settled = True
+        self.snapshots[request.snapshot].packed = True
 
     async def StatPath(self, request: Any, context: Any) -> agent_pb2.StatPathResponse:  # noqa: N802
         content = self.files.get(request.path)

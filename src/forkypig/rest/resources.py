@@ -119,7 +119,7 @@ class Snapshot(_Resource):
     pause_ms: float = Field(description="how long its machine stood still for it")
     own_memory_bytes: Count
     own_disk_bytes: Count
-    settled: bool
+    packed: bool = Field(description="its memory lies in the store, no more in a frozen process")
     where: str
     created_us: int
     tenant: str
