@@ -141,14 +141,25 @@ class Rig:
     def log(self) -> str:
         return (self.home / "pager.log").read_text()
 
-    async def stop(self, number: int = signal.SIGTERM) -> None:
+    async def stop(self) -> None:
         assert self.pager is not None
         await self.client.__aexit__(None, None, None)
         if self.pager.poll() is None:
-            self.pager.send_signal(number)
+            self.pager.terminate()
             await asyncio.to_thread(self.pager.wait, 15)
         else:  # a later keeper
-            await asyncio.to_thread(end, self.keeper_pid, number)
+            await asyncio.to_thread(end, self.keeper_pid, signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """Keeper and holder at once: either alone would bring the other back."""
+        assert self.pager is not None
+        await self.client.__aexit__(None, None, None)
+        pids = (self.keeper_pid, self.holder_pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(self.pager.wait, 15)
 
     def guest(self, snapshot: SnapshotId | None, size_bytes: int) -> GuestProcess:
         guest = GuestProcess(self.file(snapshot) if snapshot else None, size_bytes)

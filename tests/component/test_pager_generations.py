@@ -62,7 +62,7 @@ async def test_a_pager_that_was_killed_leaves_a_mount_that_the_next_one_takes_aw
     async with running_pager() as rig:
         made = await _generations(rig, 2)
         await rig.pack(made[0][0])
-        await rig.stop(9)
+        await rig.kill()
         await rig.start()
         assert await rig.content(made[0][0]) == made[0][1]
         # The second one is frozen still, and is told to the new pager again. Its own pages are there; so is the rest.

@@ -28,6 +28,7 @@ _machines = st.builds(
     accelerator_reason=st.text(),
     created_us=st.integers(0, 2**62),
     operation=st.text(),
+    pool=st.one_of(st.none(), st.text(min_size=1).map(model.PoolId)),
 )
 _snapshots = st.builds(
     model.Snapshot,

@@ -197,6 +197,7 @@ class Machine(_message.Message):
     IMAGE_NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"m-…" """
     name: _builtins.str
@@ -223,6 +224,8 @@ class Machine(_message.Message):
     image_name: _builtins.str
     tenant: _builtins.str
     """whose it is; empty: "default" """
+    pool: _builtins.str
+    """the id of the pool where it waits to be acquired; empty: none"""
     @_builtins.property
     def shape(self) -> Global___Shape: ...
     @_builtins.property
@@ -247,10 +250,11 @@ class Machine(_message.Message):
         image_name: _builtins.str = ...,
         config: Global___MachineConfig | None = ...,
         tenant: _builtins.str = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "pool", b"pool", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

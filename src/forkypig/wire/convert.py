@@ -2,7 +2,7 @@
 
 from forkypig import model
 from forkypig.model.access import DEFAULT_TENANT
-from forkypig.model.ids import ImageId, MachineId, SnapshotId
+from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 from forkypig.v1 import common_pb2 as pb
 from forkypig.wire.config import config_from_wire, config_to_wire
 
@@ -47,6 +47,7 @@ def machine_to_wire(machine: model.Machine) -> pb.Machine:
         operation=machine.operation,
         config=config_to_wire(machine.config),
         tenant=machine.tenant,
+        pool=machine.pool or "",
     )
 
 
@@ -69,6 +70,7 @@ def machine_from_wire(message: pb.Machine) -> model.Machine:
         operation=message.operation,
         config=config_from_wire(message.config),
         tenant=message.tenant or DEFAULT_TENANT,
+        pool=PoolId(message.pool) if message.pool else None,
     )
 
 
