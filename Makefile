@@ -6,7 +6,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 PYTEST := $(BIN)/python -m pytest
 CHECKED := src tests scripts $(wildcard bench)
 
-.PHONY: help setup image check test test-quick demo bench stubs openapi lock clean
+.PHONY: help setup image check test test-all test-quick demo bench stubs openapi lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -28,6 +28,9 @@ check: ## formatting, lint, types, import walls, generated code, lock
 
 test: setup image ## every test, with real machines
 	$(ROOT) scripts/test
+
+test-all: setup image ## make test, and what that leaves out because it takes long
+	$(ROOT) env FORKY_TEST_LONG=1 scripts/test
 
 test-quick: ## unit and component tests alone: no machines, no root
 	$(PYTEST) tests/unit tests/component

@@ -16,8 +16,8 @@ from tests.component.fake_host import HIBERNATED, RUNNING, STOPPED, FakeHost
 
 
 @pytest.fixture
-def settings(database_url: str) -> Any:
-    with home(database_url) as made:
+def settings() -> Any:
+    with home() as made:
         yield made
 
 

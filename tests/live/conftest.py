@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,12 @@ def new_instance(**settings: str) -> Instance:
         pytest.fail(f"no test image in {IMAGES}: run `make test`, which builds it")
     (home / "images").symlink_to(IMAGES)
     return Instance(home, **settings)
+
+
+def mostly_long(steps: Sequence[str], *, always: Collection[str]) -> list[Any]:
+    """Parameters: those of `always` are tried by `make test`, all of them by `make test-all`."""
+    assert set(always) <= set(steps)
+    return [step if step in always else pytest.param(step, marks=pytest.mark.long) for step in steps]
 
 
 @pytest.fixture(scope="session")

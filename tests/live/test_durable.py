@@ -12,7 +12,7 @@ import pytest
 from forkypig.hostd.faults import PACK_STEPS
 from forkypig.model import Snapshot
 from forkypig.sync import Forky
-from tests.live.conftest import Instance, new_instance
+from tests.live.conftest import Instance, mostly_long, new_instance
 from tests.live.test_faults import faulty
 
 _GENERATIONS = 6
@@ -115,7 +115,7 @@ def test_packer_and_reader_are_killed(forky: Instance, sums: dict[str, str]) -> 
     _until(lambda: _disk_files(forky, "web") == ["disk", "qcow2"], forky)
 
 
-@pytest.mark.parametrize("step", PACK_STEPS)
+@pytest.mark.parametrize("step", mostly_long(PACK_STEPS, always=["pack-record"]))
 def test_hostd_is_killed_while_it_packs(forky: Instance, sums: dict[str, str], step: str) -> None:
     faulty(forky)
     hostd = forky.pid("hostd")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from forkypig.hostd.faults import FORK_STEPS
-from tests.live.conftest import FORKY, Instance
+from tests.live.conftest import FORKY, Instance, mostly_long
 
 # After these the parent has split already: its successor runs, and only the children are still to come.
+# Before anything, in the pause, when the successor is there, and in a child.
+_KILLED_AT = ("shell", "freeze", "load", "record", "child-handshake")
 _AFTER_THE_SPLIT = {"record", *(step for step in FORK_STEPS if step.startswith("child-"))}
 
 
@@ -78,7 +80,7 @@ def test_a_failure_at_any_step_leaves_the_parent_running_and_nothing_behind(
     assert qemus(forky) <= before + (1 if step in _AFTER_THE_SPLIT else 0)
 
 
-@pytest.mark.parametrize("step", FORK_STEPS)
+@pytest.mark.parametrize("step", mostly_long(FORK_STEPS, always=_KILLED_AT))
 def test_hostd_killed_at_any_step_of_a_fork(forky: Instance, parent: str, step: str) -> None:
     faulty(forky)
     (forky.home / "fault").write_text(f"kill {step}")
@@ -93,7 +95,14 @@ def test_hostd_killed_at_any_step_of_a_fork(forky: Instance, parent: str, step: 
     forky.ok("rm", *(m["name"] for m in forky.json("ps") if m["name"] != parent))
 
 
-@pytest.mark.parametrize("daemons", [("controller",), ("hostd",), ("controller", "hostd")])
+@pytest.mark.parametrize(
+    "daemons",
+    [
+        pytest.param(("controller",), marks=pytest.mark.long),
+        pytest.param(("hostd",), marks=pytest.mark.long),
+        ("controller", "hostd"),
+    ],
+)
 def test_daemons_are_killed_and_nothing_happens_to_the_machines(
     forky: Instance, parent: str, daemons: tuple[str, ...]
 ) -> None:

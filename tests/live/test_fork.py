@@ -14,6 +14,7 @@ open('/root/secret', 'w').write(secret)
 n = 0
 while True:
     n += 1
+    time.sleep(0.02)  # or the machines that write would keep each other from it
     with open('/root/state.new', 'w') as f:
         f.write(f'{secret} {n}')
     os.replace('/root/state.new', '/root/state')
@@ -149,7 +150,7 @@ def test_memory_and_disk_are_right_under_load_over_generations(clean: Instance) 
     """Writers go on while forks happen; every record that says it was written is whole, in every machine."""
     forky = clean
     writer = """
-import hashlib, os, sys
+import hashlib, os, time
 kept = {}
 os.makedirs('/root/d', exist_ok=True)
 n = 0

@@ -171,7 +171,7 @@ def ask(forky: Instance, machine: str) -> tuple[str, str]:
     return mersenne, openssl
 
 
-@pytest.mark.parametrize("quiesce", [(), ("--quiesce",)])
+@pytest.mark.parametrize("quiesce", [pytest.param((), marks=pytest.mark.long), ("--quiesce",)])
 def test_the_contract_for_programs(clean: Instance, quiesce: tuple[str, ...]) -> None:
     """The document's server and hook as they stand there; and the server without its request for a signal."""
     forky = clean

@@ -58,6 +58,7 @@ def test_more_children_than_addresses(instance: Instance) -> None:
     assert forky.sh("web", "echo alive") == "alive"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("instance", [{"FORKY_SUBNET": "198.18.4.0/24"}], indirect=True)
 def test_a_subnet_that_the_host_has(instance: Instance) -> None:
     ip("-n", instance.netns, "link", "add", "lan", "type", "bridge")

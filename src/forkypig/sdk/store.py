@@ -224,7 +224,8 @@ class Storing:
 
 async def _followed(socket: Endpoint, call: Any, on_progress: OnProgress | None) -> AsyncGenerator[Any, None]:
     """What a stream says besides progress."""
-    ending = Ending(call)
+    # Only what is written to can lose its end.
+    ending = Ending(call) if isinstance(call, grpc.aio.StreamStreamCall) else contextlib.nullcontext()
     try:
         with calls(socket), ending:
             async for message in call:
