@@ -22,7 +22,7 @@ _RESERVE_SHARE = 32
 # Of PSI's avg10. Some stalling is reclaim at work; when everything stands still for memory, it is late.
 _TIGHT_SOME_PERCENT = 10.0
 _PRESSED_FULL_PERCENT = 5.0
-# An idle Debian guest under TCG uses one to two percent of a core for its timers.
+# An idle guest's timers take some, under TCG more.
 BUSY_CORES = 0.05
 
 

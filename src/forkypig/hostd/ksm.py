@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SYS = Path("/sys/kernel/mm/ksm")
-# 80 MB/s at most: a GiB of written memory is gone over in 13 s, for a tenth of a core or so. The kernel's own 100 pages
+# 80 MB/s at most: a GiB of written memory is gone over in 13 s, a choice that was not tuned. The kernel's own 100 pages
 # each 20 ms would take a minute.
 _TUNED = {"pages_to_scan": "1000", "sleep_millisecs": "50"}
 _PAGE_BYTES = 4096
