@@ -281,6 +281,9 @@ class Host:
             log.warning("agent does not answer", machine=live.id, error=str(error))
             await channel.close()
             return
+        except BaseException:  # nobody looks for it any more
+            await channel.close()
+            raise
         live.channel = channel
 
     async def watch_machines(self) -> AsyncIterator[Machine]:

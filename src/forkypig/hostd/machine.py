@@ -151,6 +151,10 @@ class LiveMachine:
         return self.agent()
 
     async def close_channel(self) -> None:
+        """Leaves the agent's socket to whoever opens it next: QEMU has one caller at a time."""
+        if (finding := self.finding_agent) is not None and not finding.done():
+            finding.cancel()
+            await asyncio.wait({finding})
         channel, self.channel = self.channel, None
         if channel is not None:
             await channel.close()
