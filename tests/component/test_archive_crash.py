@@ -2,10 +2,9 @@
 somebody holds references to."""
 
 import contextlib
-import multiprocessing
-import os
 import signal
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,18 @@ from forkypig.chunks.store import Store
 from forkypig.errors import Damaged
 from tests.archive_rig import ABOUT, add_image, assert_same, export, import_, memory_of, new_home, quiet, save
 from tests.chunks_rig import pages, save_snapshot, snapshot_id
+from tests.victims import PROCESSES, exit_code, killed_at, start_until
 
-_FORK = multiprocessing.get_context("fork")
 _OLD, _NEW = 60, 40  # pages: what only the removed snapshot had, and what others have as well
 
 
-def _die_at(step: str, nth: int = 1) -> None:
-    """This process dies when it reaches the step for the nth time."""
-    left = nth
-
-    def reached(name: str) -> None:
-        nonlocal left
-        left -= name == step
-        if left == 0 and name == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    faults.listen(reached)
+def _export(directory: Path, cut: Path) -> None:
+    parcel._CHUNKS_TOGETHER = 64
+    here = new_home(directory)
+    with pinning(Store.open(here.store.directory)) as pins, cut.open("wb", buffering=0) as file:
+        made = exporting.export(here.store, here.images, pins, snapshot_id(1), ABOUT, with_image=True, meter=quiet())
+        for piece in made.rest:
+            file.write(piece)
 
 
 @pytest.mark.parametrize("nth", [1, 2])
@@ -46,20 +41,7 @@ def test_an_export_that_is_killed_is_no_export_and_holds_nothing(tmp_path: Path,
     save(here, 1, memory_of(1))
     before, cut = here.files(), tmp_path / "cut"
 
-    def run() -> None:
-        parcel._CHUNKS_TOGETHER = 64
-        _die_at("export-data", nth)
-        with pinning(Store.open(here.store.directory)) as pins, cut.open("wb", buffering=0) as file:
-            made = exporting.export(
-                here.store, here.images, pins, snapshot_id(1), ABOUT, with_image=True, meter=quiet()
-            )
-            for piece in made.rest:
-                file.write(piece)
-
-    process = _FORK.Process(target=run)
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert killed_at("export-data", _export, here.directory, cut, nth=nth)
     assert cut.stat().st_size > 0
     with pytest.raises(Damaged):
         import_(there, cut.read_bytes())
@@ -99,33 +81,29 @@ def _store_with_rubbish(directory: Path) -> _Holder:
     return holder
 
 
+def _collect(directory: Path, holder: Connection) -> None:
+    def tell(moved: Moved) -> None:
+        faults.reach("before it is heard")
+        holder.send(dict(moved.tables))
+        holder.recv()
+        faults.reach("when it was heard")
+
+    collect(Store.open(directory), before_removal=tell)
+
+
 @pytest.mark.parametrize("step", [*faults.COLLECT_STEPS, "before it is heard", "when it was heard"])
 def test_a_collection_that_is_killed_takes_nothing_that_somebody_holds(tmp_path: Path, step: str) -> None:
     """At whatever step it dies: the holder's references are good, whether or not it has heard of the new ones."""
     holder = _store_with_rubbish(tmp_path)
-    ours, theirs = _FORK.Pipe()
-
-    def tell(moved: Moved) -> None:
-        faults.reach("before it is heard")
-        theirs.send(dict(moved.tables))
-        theirs.recv()
-        faults.reach("when it was heard")
-
-    def run() -> None:
-        ours.close()
-        _die_at(step)
-        collect(Store.open(tmp_path), before_removal=tell)
-
-    process = _FORK.Process(target=run)
-    process.start()
+    ours, theirs = PROCESSES.Pipe()
+    process = start_until(step, 1, _collect, tmp_path, theirs)
     theirs.close()
     with contextlib.suppress(EOFError):
         while True:
             holder.moved(ours.recv())
             holder.assert_readable()
             ours.send("heard")
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL, f"step {step} was never reached"
+    assert exit_code(process) == -signal.SIGKILL, f"step {step} was never reached"
     holder.assert_readable()
     done = collect(Store.open(tmp_path), before_removal=lambda moved: holder.moved(dict(moved.tables)))
     assert done.problems == ()

@@ -1,10 +1,6 @@
 """Pushing to and pulling from a directory and an S3: only what is missing goes over, interrupted or not."""
 
-import multiprocessing
-import multiprocessing.process
-import os
 import shutil
-import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +16,6 @@ from forkypig.archive.importing import Arrived
 from forkypig.archive.pins import pinned, pinning
 from forkypig.archive.pushing import Pushed
 from forkypig.archive.remote import Remote
-from forkypig.chunks import faults
 from forkypig.chunks.check import check
 from forkypig.chunks.collect import collect
 from forkypig.chunks.crypt import Key
@@ -35,6 +30,7 @@ from forkypig.errors import (
     ResourceExhausted,
 )
 from forkypig.images.store import ImageStore
+from tests import victims
 from tests.archive_rig import (
     ABOUT,
     Home,
@@ -161,46 +157,14 @@ PUSH_STEPS = ["push-pack", "push-index", "push-image", "push-manifest", "push-he
 PULL_STEPS = ["image-written", "pull-run", "intake", "complete", "manifest-written", "manifest-renamed"]
 
 
-# Not `fork`: the object store's threads do not come along. The server has imported everything, and started none.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.component.test_archive_remotes"])
-
-
-def in_process(step: str, nth: int, batch_bytes: int, work: Work, directory: Path, *arguments: Any) -> None:
-    """Pushes or pulls; killed when it reaches a step for the nth time."""
-    left = nth
-
-    def listen(name: str) -> None:
-        nonlocal left
-        left -= name == step
-        if left == 0 and name == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    faults.listen(listen)
+def travel(batch_bytes: int, work: Work, directory: Path, *arguments: Any) -> None:
+    """Pushes or pulls."""
     pushing.PACK_BYTES = intake.BATCH_BYTES = batch_bytes
     work(Home(directory, Store.open(directory / "store"), ImageStore(directory / "images")), *arguments)
 
 
-def start(*arguments: Any) -> multiprocessing.process.BaseProcess:
-    process = PROCESSES.Process(target=in_process, args=arguments)
-    process.start()
-    return process
-
-
-def exit_code(process: multiprocessing.process.BaseProcess) -> int:
-    process.join(60)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        pytest.fail("it hangs")
-    return process.exitcode
-
-
 def killed_at(step: str, nth: int, work: Work, home: Home, *arguments: Any) -> bool:
-    """Whether it came to that step, and was killed."""
-    code = exit_code(start(step, nth, BATCH_BYTES, work, home.directory, *arguments))
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    return victims.killed_at(step, travel, BATCH_BYTES, work, home.directory, *arguments, nth=nth)
 
 
 @pytest.mark.parametrize("step", PUSH_STEPS)
@@ -261,8 +225,10 @@ def test_two_pushers_at_once_lose_nothing(here: Home, there: Home, tmp_path: Pat
     place = ((tmp_path / "remote").as_uri(), {})
     save(here, 1, memory_of(1))
     save(here, 2, memory_of(1))
-    pushers = [start("", 0, BATCH_BYTES, push, here.directory, place, number, f"tag-{number}") for number in (1, 2, 1)]
-    assert [exit_code(pusher) for pusher in pushers] == [0, 0, 0]
+    pushers = [
+        victims.start(travel, BATCH_BYTES, push, here.directory, place, number, f"tag-{number}") for number in (1, 2, 1)
+    ]
+    assert [victims.exit_code(pusher) for pusher in pushers] == [0, 0, 0]
     for number in (1, 2):
         pull(there, place, f"tag-{number}")
         assert_same(there, number, memory_of(1))

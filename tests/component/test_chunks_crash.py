@@ -1,14 +1,13 @@
 """kill -9 and full disks at every step of packing and collecting: what was reported stays, and only rubbish besides."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from forkypig.chunks.collect import collect
 from forkypig.chunks.store import Store
 from forkypig.errors import ResourceExhausted
 from tests.chunks_rig import assert_readable, pages, save_snapshot, snapshot_id
-
-_FORK = multiprocessing.get_context("fork")
+from tests.victims import PROCESSES, exit_code, killed_at, start
 
 
 def memory(number: int, count: int = 60) -> np.ndarray:
@@ -30,21 +28,12 @@ def memory(number: int, count: int = 60) -> np.ndarray:
     return np.concatenate([pages(0, count), pages(number, count)])
 
 
-def killed_at(step: str, doing: Callable[[Store], object], directory: Path) -> None:
-    """Does it in a process that is killed as soon as the step is done."""
+def save(directory: Path, number: int) -> None:
+    save_snapshot(Store.open(directory), number, memory(number))
 
-    def reached(name: str) -> None:
-        if name == step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
-    def run() -> None:
-        faults.listen(reached)
-        doing(Store.open(directory))
-
-    process = _FORK.Process(target=run)
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL, f"step {step} was never reached"
+def collect_all(directory: Path) -> None:
+    collect(Store.open(directory))
 
 
 def assert_clean(store: Store, numbers: list[int]) -> None:
@@ -65,7 +54,7 @@ def assert_clean(store: Store, numbers: list[int]) -> None:
 def test_killed_while_packing(tmp_path: Path, step: str) -> None:
     store = Store.open(tmp_path)
     save_snapshot(store, 1, memory(1))
-    killed_at(step, lambda victim: save_snapshot(victim, 2, memory(2)), tmp_path)
+    assert killed_at(step, save, tmp_path, 2)
     assert_readable(tmp_path, 1, memory(1))
     there = [1, 2] if step == "manifest-renamed" else [1]
     save_snapshot(store, 3, memory(3))  # the dead one's lock and leftovers are in nobody's way
@@ -79,31 +68,32 @@ def test_killed_while_collecting(tmp_path: Path, step: str) -> None:
         save_snapshot(store, number, memory(number))
     for number in (1, 3):
         manifest_file.remove(store, snapshot_id(number))
-    killed_at(step, lambda victim: collect(victim), tmp_path)
+    assert killed_at(step, collect_all, tmp_path)
     for number in (2, 4):
         assert_readable(tmp_path, number, memory(number))
     save_snapshot(store, 5, memory(5))
     assert_clean(store, [2, 4, 5])
 
 
+def work(directory: Path, report: Connection, first: int) -> None:
+    """Saves a snapshot, says so, removes an old one, collects; and again."""
+    store = Store.open(directory)
+    for number in range(first, first + 1000):
+        save_snapshot(store, number, memory(number))
+        report.send(number)
+        if number > 3:
+            manifest_file.remove(store, snapshot_id(number - 3))
+            collect(store)
+
+
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Not only between the steps that we know of."""
     random.seed(4)
 
-    def work(report: Connection, first: int) -> None:
-        store = Store.open(tmp_path)
-        for number in range(first, first + 1000):
-            save_snapshot(store, number, memory(number))
-            report.send(number)
-            if number > 3:
-                manifest_file.remove(store, snapshot_id(number - 3))
-                collect(store)
-
     first = 1
     for _ in range(8):
-        receiver, sender = _FORK.Pipe(duplex=False)
-        process = _FORK.Process(target=work, args=(sender, first))
-        process.start()
+        receiver, sender = PROCESSES.Pipe(duplex=False)
+        process = start(work, tmp_path, sender, first)
         sender.close()
         time.sleep(random.uniform(0.05, 0.3))
         assert process.pid
@@ -196,10 +186,6 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 
 def test_a_fresh_store_is_opened_by_many_at_once(tmp_path: Path) -> None:
-    processes = [_FORK.Process(target=Store.open, args=(tmp_path / "store",)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0] * 8
+    processes = [start(Store.open, tmp_path / "store") for _ in range(8)]
+    assert [exit_code(process) for process in processes] == [0] * 8
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["key-id", "manifests", "packs"]
