@@ -6,11 +6,11 @@ import sys
 import grpc
 import structlog
 
-from forkypig import tracing
-from forkypig.daemon import logs, traces
-from forkypig.daemon.server import AlreadyRunning, PidFile, now_us, raise_open_files, serve
-from forkypig.daemon.settings import Settings, load
-from forkypig.errors import ForkyError, InvalidRequest
+from forkypig.daemon import traces
+from forkypig.daemon.foreground import run_daemon
+from forkypig.daemon.server import now_us, raise_open_files, serve
+from forkypig.daemon.settings import Settings
+from forkypig.errors import ForkyError
 from forkypig.hostd.adopt import adopt
 from forkypig.hostd.agent_service import AgentServicer
 from forkypig.hostd.fences import FenceInterceptor, Fences
@@ -78,31 +78,15 @@ async def run(settings: Settings) -> None:
         await serve(settings, "hostd", register, names, before_stop=host.close, interceptors=[fence])
 
 
-def main() -> int:
-    try:
-        settings = load()
-    except InvalidRequest as error:
-        print(f"hostd can't start: {error}", file=sys.stderr)
-        return 1
-    settings.check()
-    logs.configure("hostd", settings.log_level)
-    try:
-        lock = PidFile(settings.pid_file("hostd"))
-    except AlreadyRunning:
-        print(f"hostd runs already for {settings.home}", file=sys.stderr)
-        return 1
+def _run(settings: Settings) -> None:
     raise_open_files()
     read_ahead.ignore_huge_page_advice()
-    try:
-        traces.begin("forky-hostd")
-        asyncio.run(run(settings))
-    except ForkyError as error:
-        print(f"hostd can't start: {error}", file=sys.stderr)
-        return 1
-    finally:
-        tracing.close()
-        del lock
-    return 0
+    traces.begin("forky-hostd")
+    asyncio.run(run(settings))
+
+
+def main() -> int:
+    return run_daemon("hostd", "hostd", _run)
 
 
 if __name__ == "__main__":

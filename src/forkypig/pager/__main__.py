@@ -18,10 +18,9 @@ from types import FrameType
 
 import structlog
 
-from forkypig.daemon import logs
-from forkypig.daemon.server import AlreadyRunning, PidFile, tell_systemd
-from forkypig.daemon.settings import Settings, load
-from forkypig.errors import InvalidRequest
+from forkypig.daemon.foreground import run_daemon
+from forkypig.daemon.server import tell_systemd
+from forkypig.daemon.settings import Settings
 from forkypig.pager import mount, succession
 from forkypig.pager.inbox import new_inbox
 
@@ -96,21 +95,7 @@ def prepare(settings: Settings) -> None:
     settings.memory.mkdir(mode=0o700, exist_ok=True)
 
 
-def main() -> int:
-    try:
-        settings = load()
-    except InvalidRequest as error:
-        print(f"the pager can't start: {error}", file=sys.stderr)
-        return 1
-    settings.check()
-    logs.configure("pager", settings.log_level)
-    os.umask(0o077)
-    settings.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        lock = PidFile(settings.pid_file("pager"))
-    except AlreadyRunning:
-        print(f"the pager runs already for {settings.home}", file=sys.stderr)
-        return 1
+def _run(settings: Settings) -> int:
     if (found := succession.find(settings.run / "holder.json")) is not None:
         log.error("the keeper before has died, its holder serves", holder=found.pid)
         keeper = Keeper(found.fuse, found.inbox, settings.memory, found.pidfd)
@@ -122,8 +107,12 @@ def main() -> int:
         signal.signal(number, keeper.stop)
     code = keeper.run()
     mount.detach(settings.memory)
-    del lock
     return code
+
+
+def main() -> int:
+    os.umask(0o077)
+    return run_daemon("pager", "the pager", _run)
 
 
 if __name__ == "__main__":
