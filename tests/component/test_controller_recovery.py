@@ -260,10 +260,10 @@ async def test_machine_of_an_undone_run_that_turns_up_late_is_removed(settings: 
 async def test_locked_database_is_told_and_gone_through(
     settings: Settings, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from forkypig.controller.store import engine
+    from forkypig.controller.store import sqlite
 
-    configure = engine._configure
-    monkeypatch.setattr(engine, "_configure", lambda connection, _timeout: configure(connection, 0.2))
+    configure = sqlite.configure
+    monkeypatch.setattr(sqlite, "configure", lambda connection, _timeout: configure(connection, 0.2))
     async with serving(settings) as client:
         await client.run("web")
         other = sqlite3.connect(settings.database, isolation_level=None, check_same_thread=False)

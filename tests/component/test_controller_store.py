@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from forkypig import errors
-from forkypig.controller.store import Store, engine, events, images, intents, leases, machines, postgres, snapshots
-from forkypig.controller.store.engine import Standing, Superseded
+from forkypig.controller.store import Store, events, images, intents, leases, machines, postgres, schema, snapshots
+from forkypig.controller.store.standing import Standing, Superseded
 from forkypig.core.intents import IntentKind, IntentStatus
 from forkypig.model import Image, ImageId, Machine, MachineId, MachineState, Shape, Snapshot, SnapshotId, SnapshotKind
 from forkypig.model.access import DEFAULT_TENANT
@@ -146,19 +146,27 @@ async def test_readers_see_one_state(store: Store) -> None:
 # -- migrations --------------------------------------------------------------------------------------------------------
 
 
+def _fill_first(connection: sa.Connection) -> None:
+    schema.upgrade(connection, "0001")
+    for statement in _FIRST_ROWS:
+        connection.execute(sa.text(statement))
+
+
 async def test_migrations_go_forward_on_a_database_with_data(at: Path | str) -> None:
-    url = postgres.address(at) if isinstance(at, str) else sa.URL.create("sqlite+aiosqlite", database=str(at))
-    raw = create_async_engine(url)
-    try:
-        async with raw.begin() as tx:
-            if isinstance(at, str):
+    if isinstance(at, str):
+        raw = create_async_engine(postgres.address(at))
+        try:
+            async with raw.begin() as tx:
                 await tx.execute(sa.text("DROP SCHEMA public CASCADE"))
                 await tx.execute(sa.text("CREATE SCHEMA public"))
-            await tx.run_sync(engine._upgrade, "0001")
-            for statement in _FIRST_ROWS:
-                await tx.execute(sa.text(statement))
-    finally:
-        await raw.dispose()
+                await tx.run_sync(_fill_first)
+        finally:
+            await raw.dispose()
+    else:
+        made = sa.create_engine(sa.URL.create("sqlite", database=str(at)))
+        with made.begin() as first:
+            _fill_first(first)
+        made.dispose()
     store = await Store.open(at)
     try:
         async with store.read() as tx:
@@ -260,7 +268,7 @@ async def test_an_interrupted_transaction_leaves_no_lock(tmp_path: Path) -> None
         async with store.write() as connection:
             await connection.execute(sa.text("INSERT INTO things VALUES (3)"))
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            cursor = await driver.execute("SELECT thing FROM things")
+            cursor = driver.execute("SELECT thing FROM things")
             await connection.invalidate()
             raise ZeroDivisionError
     await store.close()

@@ -45,7 +45,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             yield
 
     async def _id(self, machine: str) -> str:
-        async with self._store.read() as tx:
+        async with self._store.glance() as tx:
             return (await find_machine(tx, machine)).id
 
     @streamed

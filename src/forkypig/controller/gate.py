@@ -35,7 +35,7 @@ class Gate:
             raise Unauthenticated
         who = in_tenant(found, metadata.get("forky-tenant", ""))
         if who.tenant != DEFAULT_TENANT:
-            async with self._store.read() as tx:
+            async with self._store.glance() as tx:
                 there = await tenants.get(tx, who.tenant) is not None
             if not there:
                 # Whose token or certificate outlives their tenant is nobody any more.

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Journal
 from forkypig.controller.store import Store, intents, leases
-from forkypig.controller.store.engine import Standing
 from forkypig.controller.store.leases import RECONCILE, Lease
+from forkypig.controller.store.standing import Standing
 from forkypig.core.intents import Intent, IntentStatus
 from forkypig.errors import ForkyError
 

@@ -115,7 +115,7 @@ class Reconciler:
 
     async def _apply(self, seen: Machine) -> None:
         """Details are taken as they are, a state only if it is what the record says."""
-        async with self._store.read() as tx:
+        async with self._store.glance() as tx:
             row = await machines.get(tx, seen.id)
             _, others = await self._peers.sorted_intents(tx) if self._peers.number else ([], [])
         if any(seen.id in intent.names for intent in others):

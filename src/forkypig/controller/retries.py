@@ -101,7 +101,7 @@ class Retries:
 
         Raises InvalidRequest for another request under the same key, NotFound when what it made has gone since."""
         while True:
-            async with self._store.read() as tx:
+            async with self._store.glance() as tx:
                 kept = await answers.get(tx, asked.request, now_us())
                 begun = None if kept is not None else await intents.of_request(tx, asked.request)
             if (before := kept.content_sha256 if kept else begun[1] if begun else None) is not None:

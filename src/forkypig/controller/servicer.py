@@ -105,7 +105,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
 
     @answered
     async def GetMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
-        async with self._desk.store.read() as tx:
+        async with self._desk.store.glance() as tx:
             machine = await find_machine(tx, request.machine)
             doing = (await self._desk.operations(tx)).get(machine.id, "")
         return convert.machine_to_wire(replace(machine, operation=doing))
@@ -173,7 +173,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
 
     @streamed
     async def ReadConsole(self, request: pb.ReadConsoleRequest, context: Context) -> AsyncIterator[pb.ConsoleChunk]:
-        async with self._desk.store.read() as tx:
+        async with self._desk.store.glance() as tx:
             machine = await find_machine(tx, request.machine)
         asked = host_pb2.HostReadConsoleRequest(machine=machine.id, follow=request.follow)
         async with aclosing(followed(self._desk.host.stub.ReadConsole(asked))) as chunks:

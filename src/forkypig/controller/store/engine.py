@@ -1,40 +1,31 @@
-"""The database: opening it, bringing its schema up to date, transactions, and errors in words.
+"""The database: opening it, transactions, and errors in words.
 
 Writers take turns at a lock of ours, so that they never meet SQLite's; a reader sees the state before or after a
 whole transaction. Another process that holds the database (a backup) is waited for, then named. Room is set aside in
 the database's own files, so that on a full disk machines are still shown as they are and can be removed.
 
-SQLite's part is here; what is different on PostgreSQL, which several controllers may share, is in postgres.py.
+SQLite's part is in sqlite.py; PostgreSQL's, which several controllers may share, in postgres.py.
 """
 
 import asyncio
 import contextlib
 import sqlite3
-import weakref
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import bindparam, create_engine, event, exc, select, text
-from sqlalchemy.engine import URL, Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from forkypig.controller.store import postgres
-from forkypig.controller.store.tables import leases
-from forkypig.errors import ForkyError, InternalError, NotPossibleNow, ResourceExhausted
+from forkypig.controller.store import postgres, schema, sqlite
+from forkypig.controller.store.standing import Standing
+from forkypig.errors import ForkyError
 
 log = structlog.get_logger()
 
-_MIGRATIONS = Path(__file__).parent.parent / "migrations"
-_WRITES = "forky_writes"
 _OWNER = "forky_owner"  # of the intents that a transaction writes down
-_FENCING = select(leases.c.fencing).where(leases.c.name == bindparam("wanted"))
 _ROOM_BYTES = 1 << 20
 # A controller that ended a moment ago may still be writing its log back, and its disk may be slow to sync.
 _PREDECESSOR_S = 20.0
@@ -47,33 +38,18 @@ def owner_of(connection: AsyncConnection) -> int | None:
     return owner
 
 
-class Superseded(NotPossibleNow):
-    """Other controllers took this one for dead, and its operations over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A controller among those that share a database: under which name, and since which fencing number."""
-
-    name: str
-    number: int
-
-
 class Store:
     """The controller's database."""
 
-    def __init__(self, where: Path | str, engine: AsyncEngine) -> None:
-        """`where`: SQLite's file, or PostgreSQL's address as it may be shown."""
+    def __init__(self, where: Path | str, engine: AsyncEngine, writer: ThreadPoolExecutor | None = None) -> None:
+        """`where`: SQLite's file, or PostgreSQL's address as it may be shown; `writer`: SQLite's thread."""
         self.where = where
         self.is_shared = isinstance(where, str)  # other controllers may work on it too
-        self.standing: Standing | None = None  # where it is shared: in whose name this one writes
-        self._engine = engine
-        self._reading = engine
-        if self.is_shared:
-            self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._engine, self._writer = engine, writer
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
         self._written = asyncio.Event()
+        self.standing = None
 
     @classmethod
     async def open(cls, at: Path | str, *, busy_timeout_s: float = 5.0) -> "Store":
@@ -82,13 +58,10 @@ class Store:
         Raises InvalidRequest, NotPossibleNow, ResourceExhausted, HostUnreachable or InternalError."""
         if isinstance(at, str):
             return await cls._open_postgres(at)
-        path = at
-        with _errors(path):
-            await asyncio.to_thread(_migrate, path, max(busy_timeout_s, _PREDECESSOR_S))
-            url = URL.create("sqlite+aiosqlite", database=str(path))
-            engine = create_async_engine(url, pool_size=4, connect_args={"factory": _Connection})
-            _tune(engine, busy_timeout_s)
-        store = cls(path, engine)
+        with _errors(at):
+            await asyncio.to_thread(sqlite.migrate, at, max(busy_timeout_s, _PREDECESSOR_S))
+        writer = ThreadPoolExecutor(1, "database")
+        store = cls(at, sqlite.engine(at, writer, busy_timeout_s), writer)
         await store._set_room_aside()
         return store
 
@@ -101,7 +74,7 @@ class Store:
             with _errors(where):
                 async with migrating.begin() as connection:
                     await postgres.take_turn(connection)  # controllers that start at once migrate one after another
-                    await connection.run_sync(_upgrade)
+                    await connection.run_sync(schema.upgrade)
         finally:
             await migrating.dispose()
         return cls(where, postgres.engine(url))
@@ -110,25 +83,61 @@ class Store:
         if self._closing:
             await asyncio.wait(self._closing)
         await self._engine.dispose()
+        if self._writer is not None:
+            self._writer.shutdown(wait=False)
+
+    @property
+    def standing(self) -> Standing | None:
+        """In whose name this one writes, where the database is shared."""
+        return self._standing
+
+    @standing.setter
+    def standing(self, standing: Standing | None) -> None:
+        self._standing = standing
+        options = {sqlite.WRITES: True, _OWNER: standing.number if standing else None}
+        self._writing = self._engine.execution_options(**options)
 
     @contextlib.asynccontextmanager
-    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self, engine: AsyncEngine, *, waits: bool) -> AsyncIterator[AsyncConnection]:
         """A connection, which is given back whatever happens: a caller that is cancelled twice would interrupt the
-        rollback, and what it had begun to write would lock the database for ever."""
+        rollback, and what it had begun to write would lock the database for ever. `waits`: until that is done."""
         connection = await engine.connect()
         try:
             yield connection
         finally:
-            closing = asyncio.ensure_future(connection.close())
+            closing = asyncio.ensure_future(postgres.give_back(connection) if self.is_shared else connection.close())
             self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
+            closing.add_done_callback(self._closed)
+            if waits:
+                await asyncio.shield(closing)
+
+    def _closed(self, closing: asyncio.Future[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            log.info("a connection to the database ended with an error", error=str(error))
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A consistent view."""
         with _errors(self.where):
-            async with self._connected(self._reading) as connection, connection.begin():
+            async with self._connected(self._engine, waits=False) as connection:
+                if self.is_shared:
+                    async with postgres.view(connection):
+                        yield connection
+                else:
+                    await connection.begin()  # its end tells nothing, and nobody waits for it
+                    yield connection
+
+    @contextlib.asynccontextmanager
+    async def glance(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement, or several that need not see the same state: each sees what is committed by then. With
+        PostgreSQL two round trips less than `read`."""
+        if not self.is_shared:
+            async with self.read() as connection:
+                yield connection
+            return
+        with _errors(self.where):
+            async with self._connected(self._engine, waits=False) as connection:
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -137,14 +146,12 @@ class Store:
 
         Raises Superseded where other controllers have taken this one's operations over."""
         with _errors(self.where):
-            async with self._turn, self._connected(self._engine) as plain:
-                owner = self.standing.number if self.standing else None
-                connection = await plain.execution_options(**{_WRITES: True, _OWNER: owner})
-                async with connection.begin():
-                    if self.is_shared:
-                        await postgres.take_turn(connection)
-                        await self._check_standing(connection)
-                    yield connection
+            async with (
+                self._turn,
+                self._connected(self._writing, waits=True) as connection,
+                postgres.turn(connection, self.standing) if self.is_shared else connection.begin(),
+            ):
+                yield connection
         written, self._written = self._written, asyncio.Event()
         written.set()
 
@@ -154,21 +161,10 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def beat(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction on the rows of leases alone, which waits for nobody's turn."""
+        """A transaction on the rows of leases alone, which waits for nobody's turn; where the database is shared."""
         with _errors(self.where):
-            async with self._connected(self._engine) as connection, connection.begin():
+            async with self._connected(self._engine, waits=True) as connection, postgres.transaction(connection):
                 yield connection
-
-    async def _check_standing(self, connection: AsyncConnection) -> None:
-        """In a statement of its own after the turn was taken: it sees what was committed until then."""
-        if (mine := self.standing) is None:
-            return
-        number = await connection.scalar(_FENCING, {"wanted": mine.name})
-        if number != mine.number:
-            raise Superseded(
-                "this controller stood still for too long, and another has finished or undone its operations: see "
-                "what became of them (forky ps), then try again"
-            )
 
     async def _set_room_aside(self) -> None:
         """Grows the log and the file once: SQLite writes over a log and takes free pages before it asks for new ones.
@@ -187,103 +183,12 @@ class Store:
 
     async def check(self) -> str:
         """What is wrong with the database's pages; empty when nothing is."""
-        async with self.read() as connection:
-            if connection.dialect.name != "sqlite":
-                return ""
-            answer = (await connection.execute(text("PRAGMA quick_check(1)"))).scalar_one()
-        return "" if answer == "ok" else str(answer)
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that is over once it is closed.
-
-    Python closes with sqlite3_close_v2: while a cursor lives that has not been read to its end, SQLite keeps the
-    connection as a "zombie", with its open transaction (https://www.sqlite.org/c3ref/close.html). A caller that is
-    cancelled between a SELECT and its rows leaves such a cursor in its traceback, and the database stayed locked until
-    that was forgotten.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
-        self._closed = False
-
-    def cursor(self, *args: Any, **options: Any) -> Any:
-        made = super().cursor(*args, **options)
-        self._cursors.add(made)
-        return made
-
-    def close(self) -> None:
-        if self._closed:  # the driver closes twice
-            return
-        self._closed = True
-        for cursor in list(self._cursors):
-            cursor.close()
-        if self.in_transaction:
-            self.rollback()
-        super().close()
-
-
-def _tune(engine: AsyncEngine, busy_timeout_s: float) -> None:
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, _record: Any) -> None:
-        _configure(connection, busy_timeout_s)
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begun(connection: Connection) -> None:
-        # A transaction that begins as a reader can't always become a writer (SQLITE_BUSY_SNAPSHOT).
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _configure(connection: Any, busy_timeout_s: float) -> None:
-    # The driver's own idea of when to begin a transaction leaves out reads and schema changes.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # What is answered is on disk, also in a power cut: 0.2 ms a transaction (NORMAL syncs at checkpoints alone).
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA wal_autocheckpoint = 128")  # pages: the log begins anew well within the room set aside
-    cursor.close()
-
-
-def _migrate(path: Path, busy_timeout_s: float) -> None:
-    """Brings the schema up to date. Blocks: for a thread."""
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": busy_timeout_s})
-
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, _record: Any) -> None:
-        _configure(connection, busy_timeout_s)
-        # A table is changed by making it anew, which would remove the rows that refer to its rows.
-        # (https://www.sqlite.org/lang_altertable.html, "Making Other Kinds Of Table Schema Changes".)
-        connection.execute("PRAGMA foreign_keys = OFF")
-
-    @event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    try:
-        with engine.begin() as connection:
-            _upgrade(connection)
-    finally:
-        engine.dispose()
-    path.chmod(0o600)
-
-
-def _upgrade(connection: Connection, revision: str = "head") -> None:
-    """Runs the migrations on a connection, in its transaction."""
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, revision)
-    except CommandError as error:
-        raise NotPossibleNow(
-            f"the controller's database was written by another version of Forky Pig ({error}): install that one, or "
-            "put a backup in its place"
-        ) from error
+        with _errors(self.where):
+            if isinstance(self.where, Path):
+                return await asyncio.to_thread(sqlite.check, self.where)
+            async with self.glance() as connection:
+                await connection.execute(text("SELECT 1"))
+        return ""
 
 
 @contextlib.contextmanager
@@ -294,25 +199,8 @@ def _errors(where: Path | str) -> Iterator[None]:
     except exc.IntegrityError:
         raise  # a name that is taken: the caller knows which
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise (_in_words(where, error) if isinstance(where, Path) else postgres.in_words(where, error)) from error
+        raise (sqlite.in_words(where, error) if isinstance(where, Path) else postgres.in_words(where, error)) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(where, Path):
             raise
-        raise postgres.in_words(where, error) from error  # before there is a connection, SQLAlchemy hands on all
-
-
-def _in_words(path: Path, error: Exception) -> ForkyError:
-    cause: Any = getattr(error, "orig", None) or error
-    name = getattr(cause, "sqlite_errorname", "") or ""
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return NotPossibleNow(
-            f"the controller's database {path} is locked by another process: let that end, then try again"
-        )
-    if name.startswith("SQLITE_FULL"):
-        return ResourceExhausted(f"the disk is full: {path} can't be written; free space there and try again")
-    if name.startswith(("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
-        return ResourceExhausted(f"{path} can't be written ({cause}): check the disk and the file's permissions")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return InternalError(f"{path} is damaged ({cause}): put a backup in its place, or move it away to start anew")
-    log.error("database error", path=str(path), exc_info=error)
-    return InternalError(f"the controller's database {path} failed: {cause}")
+        raise postgres.in_words(where, error) from error  # what SQLAlchemy hands on, or never saw

@@ -7,13 +7,17 @@ with it the lock, by a timeout of the server's.
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import structlog
-from sqlalchemy import exc, text
+from sqlalchemy import event, exc, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from forkypig.controller.store.standing import Standing, Superseded
 from forkypig.errors import (
     ForkyError,
     HostUnreachable,
@@ -26,7 +30,10 @@ from forkypig.errors import (
 log = structlog.get_logger()
 
 _TURN = 0x666F726B79  # "forky": the key of the advisory lock
-_TAKE_TURN = text(f"SELECT pg_advisory_xact_lock({_TURN})")
+_TAKE_TURN = f"SELECT pg_advisory_xact_lock({_TURN})"
+# Each statement sees what is committed when it begins, whatever the server's own default.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_BEGIN_VIEW = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _CONNECT_S = 5.0
 # Blocks of transactions take milliseconds; one that waits for the turn of several others takes more.
 _TURN_S = 10
@@ -54,8 +61,27 @@ def shown(url: URL) -> str:
     return "postgresql://" + url.set(drivername="postgresql").render_as_string(hide_password=True).partition("://")[2]
 
 
-def engine(url: URL, *, turn_s: int = _TURN_S) -> AsyncEngine:
-    """Connections; none is made yet. `turn_s`: how long a writer waits for the others."""
+def engine(url: URL) -> AsyncEngine:
+    """Connections; none is made yet. Their transactions are begun and ended here: SQLAlchemy would take a round trip
+    to the server for each step of what is one below."""
+    made = _engine(url, turn_s=_TURN_S, isolation_level="AUTOCOMMIT")
+
+    @event.listens_for(made.sync_engine, "checkout")
+    def taken(connection: Any, _record: Any, _proxy: Any) -> None:
+        # A server that was restarted costs a moment, and no call: the driver knows of it without asking.
+        if connection.driver_connection.is_closed():
+            raise exc.DisconnectionError
+
+    return made
+
+
+def migration_engine(url: URL) -> AsyncEngine:
+    """For the migrations, which another controller may be at already."""
+    return _engine(url, turn_s=_MIGRATE_S)
+
+
+def _engine(url: URL, *, turn_s: int, **options: Any) -> AsyncEngine:
+    """`turn_s`: how long a writer waits for the others."""
     settings = {
         "application_name": "forky",
         "timezone": "UTC",
@@ -68,23 +94,87 @@ def engine(url: URL, *, turn_s: int = _TURN_S) -> AsyncEngine:
         pool_size=_POOL,
         max_overflow=0,
         pool_timeout=_COMMAND_S,
-        pool_pre_ping=True,  # a server that was restarted costs a moment, and no call
         connect_args={
             "timeout": _CONNECT_S,
             "command_timeout": max(_COMMAND_S, turn_s + 5.0),
             "server_settings": settings,
         },
+        **options,
     )
-
-
-def migration_engine(url: URL) -> AsyncEngine:
-    """For the migrations, which another controller may be at already."""
-    return engine(url, turn_s=_MIGRATE_S)
 
 
 async def take_turn(connection: AsyncConnection) -> None:
     """From here to the end of the transaction no other controller writes."""
-    await connection.execute(_TAKE_TURN)
+    await connection.execute(text(_TAKE_TURN))
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def transaction(connection: AsyncConnection, *also: str) -> AsyncIterator[str]:
+    """All of the block or nothing of it. Gives what the server said to the last of the statements in `also`, which
+    are sent together with the first."""
+    driver = _driver(connection)
+    told = await _tell(connection, "; ".join((_BEGIN, *also)))
+    yield told
+    if await _tell(connection, "COMMIT") != "COMMIT":
+        # The server takes back what has met an error, and says no more than that.
+        raise InternalError(
+            f"a transaction that had failed was to be committed (server process {driver.get_server_pid()})"
+        )
+
+
+@contextlib.asynccontextmanager
+async def turn(connection: AsyncConnection, standing: Standing | None) -> AsyncIterator[None]:
+    """A transaction in which no other controller writes. Raises Superseded where `standing` does not hold any more:
+    that is looked at in a statement of its own after the turn was taken, which sees what was committed until then."""
+    also = [_TAKE_TURN]
+    if standing is not None:
+        name = standing.name.replace("'", "''")
+        also.append(f"SELECT 1 FROM leases WHERE name = '{name}' AND fencing = {standing.number}")  # noqa: S608
+    async with transaction(connection, *also) as told:
+        if standing is not None and told != "SELECT 1":
+            raise Superseded
+        yield
+
+
+@contextlib.asynccontextmanager
+async def view(connection: AsyncConnection) -> AsyncIterator[None]:
+    """All statements of the block see the same state. It ends when the connection is given back."""
+    await _tell(connection, _BEGIN_VIEW)
+    yield
+
+
+async def give_back(connection: AsyncConnection) -> None:
+    """Whatever became of its transaction."""
+    if not connection.invalidated:
+        driver = _driver(connection)
+        if not driver.is_closed() and driver.is_in_transaction():
+            await _tell(connection, "ROLLBACK")
+    await connection.close()
+
+
+def _driver(connection: AsyncConnection) -> Any:
+    assert connection.sync_connection is not None
+    return connection.sync_connection.connection.driver_connection
+
+
+async def _tell(connection: AsyncConnection, statements: str) -> str:
+    """Past SQLAlchemy: what the server says to the last of them."""
+    try:
+        told: str = await _driver(connection).execute(statements)
+    except asyncpg.PostgresError:
+        raise  # it has answered; the transaction is ended when the connection is given back
+    except asyncpg.InternalClientError as error:
+        # What the driver says between the server's last word and the end of the connection.
+        await connection.invalidate()
+        raise ConnectionResetError("it has ended the connection") from error
+    except BaseException:
+        # The server may be at it still: nobody else is to have this connection.
+        await connection.invalidate()
+        raise
+    return told
 
 
 def in_words(where: str, error: Exception) -> ForkyError:
