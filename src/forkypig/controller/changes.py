@@ -17,6 +17,9 @@ from forkypig.core.reconcile import merge
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, InternalError, NotFound
 from forkypig.model import ConfigChange, Machine, MachineId, MachineState, SnapshotId, new_snapshot_id
 
+# They change nothing that outlives the host's processes. Where the database's server alone falls, it may forget that
+# one was begun; what became of it is then found by comparing.
+_OF_PROCESSES = (Action.PAUSE, Action.RESUME)
 _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have done it or not
 
 
@@ -119,7 +122,7 @@ class Changes:
         if action in STARTING:
             await desk.admission.refresh()
         with desk.journal.flight() as flight:
-            async with desk.store.write() as tx:
+            async with desk.store.write(lasts=action not in _OF_PROCESSES) as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, action)
                 if action in STARTING and machine.qemu_pid is None:
@@ -136,17 +139,25 @@ class Changes:
             except ForkyError as error:
                 await self._failed(intent, machine, error)
                 raise
-            async with desk.store.write() as tx:
-                # A fork may have moved it to another snapshot meanwhile.
-                row = await machines.get(tx, machine.id) or machine
-                machine = merge(row, seen, {snapshot})
-                await machines.save_known(tx, [machine])
-                await intents.end(tx, intent, IntentStatus.DONE)
-                if row.state is not machine.state:
-                    await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.name)
+            try:
+                machine = await self._done(intent, machine, seen)
+            except ForkyError:
+                desk.reconciler.look_soon()
+                raise
         await desk.reconciler.landed(machine.id, recorded=machine)
         if snapshot is not None:
             desk.reconciler.collect.set()  # what it stood on before may be nobody's now
+        return machine
+
+    async def _done(self, intent: Intent, machine: Machine, seen: Machine) -> Machine:
+        async with self._desk.store.write() as tx:
+            # A fork may have moved it to another snapshot meanwhile.
+            row = await machines.get(tx, machine.id) or machine
+            machine = merge(row, seen, {intent.snapshot})
+            await machines.save_known(tx, [machine])
+            await intents.end(tx, intent, IntentStatus.DONE)
+            if row.state is not machine.state:
+                await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.name)
         return machine
 
     async def _failed(self, intent: Intent, machine: Machine, error: ForkyError) -> None:

@@ -94,22 +94,32 @@ class Store:
     @standing.setter
     def standing(self, standing: Standing | None) -> None:
         self._standing = standing
-        options = {sqlite.WRITES: True, _OWNER: standing.number if standing else None}
-        self._writing = self._engine.execution_options(**options)
+        owner = standing.number if standing else None
+        self._writing = {
+            lasts: self._engine.execution_options(**{sqlite.WRITES: True, sqlite.LASTS: lasts, _OWNER: owner})
+            for lasts in (True, False)
+        }
 
     @contextlib.asynccontextmanager
-    async def _connected(self, engine: AsyncEngine, *, waits: bool) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         """A connection, which is given back whatever happens: a caller that is cancelled twice would interrupt the
-        rollback, and what it had begun to write would lock the database for ever. `waits`: until that is done."""
+        rollback, and what it had begun to write would lock the database for ever."""
         connection = await engine.connect()
         try:
             yield connection
-        finally:
-            closing = asyncio.ensure_future(postgres.give_back(connection) if self.is_shared else connection.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closed)
-            if waits:
-                await asyncio.shield(closing)
+        except BaseException:
+            await asyncio.shield(self._give_back(connection))
+            raise
+        if self.is_shared and postgres.is_under_way(connection):
+            self._give_back(connection)  # a view: its end tells nothing, and nobody waits for it
+        else:
+            await connection.close()  # waits for nobody
+
+    def _give_back(self, connection: AsyncConnection) -> asyncio.Future[None]:
+        closing = asyncio.ensure_future(postgres.give_back(connection) if self.is_shared else connection.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closed)
+        return closing
 
     def _closed(self, closing: asyncio.Future[None]) -> None:
         self._closing.discard(closing)
@@ -120,12 +130,12 @@ class Store:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A consistent view."""
         with _errors(self.where):
-            async with self._connected(self._engine, waits=False) as connection:
+            async with self._connected(self._engine) as connection:
                 if self.is_shared:
                     async with postgres.view(connection):
                         yield connection
                 else:
-                    await connection.begin()  # its end tells nothing, and nobody waits for it
+                    await connection.begin()  # ended by giving the connection back
                     yield connection
 
     @contextlib.asynccontextmanager
@@ -137,19 +147,21 @@ class Store:
                 yield connection
             return
         with _errors(self.where):
-            async with self._connected(self._engine, waits=False) as connection:
+            async with self._connected(self._engine) as connection:
                 yield connection
 
     @contextlib.asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, lasts: bool = True) -> AsyncIterator[AsyncConnection]:
         """A transaction: all of the block or nothing of it. Blocks are short and wait for nobody else.
 
+        `lasts`: when the block ends it is on disk. What a power cut makes untrue anyway need not be: any other process
+        sees it at once, it outlives this one, and what is written later and lasts has it last too.
         Raises Superseded where other controllers have taken this one's operations over."""
         with _errors(self.where):
             async with (
                 self._turn,
-                self._connected(self._writing, waits=True) as connection,
-                postgres.turn(connection, self.standing) if self.is_shared else connection.begin(),
+                self._connected(self._writing[lasts]) as connection,
+                postgres.turn(connection, self.standing, lasts=lasts) if self.is_shared else connection.begin(),
             ):
                 yield connection
         written, self._written = self._written, asyncio.Event()
@@ -163,7 +175,7 @@ class Store:
     async def beat(self) -> AsyncIterator[AsyncConnection]:
         """A transaction on the rows of leases alone, which waits for nobody's turn; where the database is shared."""
         with _errors(self.where):
-            async with self._connected(self._engine, waits=True) as connection, postgres.transaction(connection):
+            async with self._connected(self._engine) as connection, postgres.transaction(connection):
                 yield connection
 
     async def _set_room_aside(self) -> None:

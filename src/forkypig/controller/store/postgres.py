@@ -33,6 +33,7 @@ _TURN = 0x666F726B79  # "forky": the key of the advisory lock
 _TAKE_TURN = f"SELECT pg_advisory_xact_lock({_TURN})"
 # Each statement sees what is committed when it begins, whatever the server's own default.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_NEED_NOT_LAST = "SET LOCAL synchronous_commit = off"
 _BEGIN_VIEW = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _CONNECT_S = 5.0
 # Blocks of transactions take milliseconds; one that waits for the turn of several others takes more.
@@ -126,10 +127,11 @@ async def transaction(connection: AsyncConnection, *also: str) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def turn(connection: AsyncConnection, standing: Standing | None) -> AsyncIterator[None]:
+async def turn(connection: AsyncConnection, standing: Standing | None, *, lasts: bool) -> AsyncIterator[None]:
     """A transaction in which no other controller writes. Raises Superseded where `standing` does not hold any more:
-    that is looked at in a statement of its own after the turn was taken, which sees what was committed until then."""
-    also = [_TAKE_TURN]
+    that is looked at in a statement of its own after the turn was taken, which sees what was committed until then.
+    `lasts`: it is on the server's disk when it is committed."""
+    also = [_TAKE_TURN] if lasts else [_NEED_NOT_LAST, _TAKE_TURN]
     if standing is not None:
         name = standing.name.replace("'", "''")
         also.append(f"SELECT 1 FROM leases WHERE name = '{name}' AND fencing = {standing.number}")  # noqa: S608
@@ -148,11 +150,16 @@ async def view(connection: AsyncConnection) -> AsyncIterator[None]:
 
 async def give_back(connection: AsyncConnection) -> None:
     """Whatever became of its transaction."""
-    if not connection.invalidated:
-        driver = _driver(connection)
-        if not driver.is_closed() and driver.is_in_transaction():
-            await _tell(connection, "ROLLBACK")
+    if is_under_way(connection):
+        await _tell(connection, "ROLLBACK")
     await connection.close()
+
+
+def is_under_way(connection: AsyncConnection) -> bool:
+    """Whether a transaction of it is."""
+    if connection.invalidated or (driver := _driver(connection)).is_closed():
+        return False
+    return bool(driver.is_in_transaction())
 
 
 def _driver(connection: AsyncConnection) -> Any:

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 WRITES = "forky_writes"  # of a transaction: it is going to write
+LASTS = "forky_lasts"  # and what it writes is on disk when it is committed
 _DRIVER = "forky"
 # A transaction that begins as a reader can't always become a writer (SQLITE_BUSY_SNAPSHOT).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
@@ -66,6 +67,7 @@ class _Connection(sqlite3.Connection):
         self._writer = writer
         self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
         self._writes = False
+        self._lasts = True
         self._closed = False
         self.busy_timeout_ms = 0
 
@@ -78,8 +80,12 @@ class _Connection(sqlite3.Connection):
         self._cursors.add(made)
         return made
 
-    def begin(self, *, writes: bool) -> None:
+    def begin(self, *, writes: bool, lasts: bool) -> None:
         self._writes = writes
+        if writes and lasts is not self._lasts:
+            # Of one that does not last the log is written, not synced; the next one that lasts syncs both.
+            self._lasts = lasts
+            self.execute(f"PRAGMA synchronous = {'FULL' if lasts else 'NORMAL'}")
         if not writes:
             self.execute("BEGIN")
         elif not self._begin_writing():
@@ -187,7 +193,8 @@ def engine(path: Path, writer: ThreadPoolExecutor, busy_timeout_s: float) -> Asy
     @event.listens_for(made.sync_engine, "begin")
     def begun(connection: Connection) -> None:
         driver: Any = connection.connection.dbapi_connection
-        driver.begin(writes=connection.get_execution_options().get(WRITES, False))
+        options = connection.get_execution_options()
+        driver.begin(writes=options.get(WRITES, False), lasts=options.get(LASTS, True))
 
     return made
 
