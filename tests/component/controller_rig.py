@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 import grpc
 
 from forkypig.controller.app import controller
+from forkypig.controller.store import sqlite
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc, tenants_pb2_grpc
 from forkypig.v1 import common_pb2 as common
@@ -112,7 +114,19 @@ def home(database_url: str = "", hostd: str = "") -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="fp") as directory:
         made = Settings(home=Path(directory), database_url=database_url, hostd=hostd)
         made.run.mkdir()
+        if not database_url:
+            made.database.touch(mode=0o600)
+            made.database.write_bytes(_migrated())
         yield made
+
+
+@functools.cache
+def _migrated() -> bytes:
+    """A new database with its tables: every controller would make the same, and import alembic for it."""
+    with tempfile.TemporaryDirectory(prefix="fp") as directory:
+        path = Path(directory) / "controller.db"
+        sqlite.migrate(path, busy_timeout_s=5.0)
+        return path.read_bytes()
 
 
 @contextlib.asynccontextmanager
