@@ -17,11 +17,24 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from forkypig import errors
-from forkypig.controller.store import Store, events, images, intents, leases, machines, postgres, schema, snapshots
+from forkypig.controller.store import (
+    Store,
+    events,
+    images,
+    intents,
+    leases,
+    machines,
+    postgres,
+    schema,
+    snapshots,
+    usage,
+)
 from forkypig.controller.store.standing import Standing, Superseded
 from forkypig.core.intents import IntentKind, IntentStatus
+from forkypig.daemon.server import now_us
 from forkypig.model import Image, ImageId, Machine, MachineId, MachineState, Shape, Snapshot, SnapshotId, SnapshotKind
 from forkypig.model.access import DEFAULT_TENANT
+from forkypig.model.tenants import Usage
 from tests.component import postgres_rig
 from tests.component.postgres_rig import Postgres
 
@@ -135,6 +148,31 @@ async def test_names_that_begin_alike_and_pages(store: Store) -> None:
         rest = await machines.page(tx, DEFAULT_TENANT, limit=5, after=(first[-1].created_us, first[-1].id))
         assert [m.name for m in (*first, *rest)] == others
         assert [m.name for m in await machines.page(tx, DEFAULT_TENANT, limit=1, name_prefix="web-")] == ["web-1"]
+
+
+async def test_what_a_tenant_has_is_added_up(store: Store) -> None:
+    async with store.write() as tx:
+        nothing = await usage.of_tenant(tx, DEFAULT_TENANT, forks_since_us=0)
+        assert nothing == Usage()
+        states = [MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPED, MachineState.HIBERNATED]
+        await machines.add(tx, [machine(n, state=state) for n, state in enumerate(states)])
+        await machines.add(tx, [machine(9, tenant="blue")])
+        kinds = [SnapshotKind.KEPT, SnapshotKind.FORK, SnapshotKind.TEMPLATE]
+        size = {"own_memory_bytes": 3 << 19, "own_disk_bytes": 1 << 20}
+        await snapshots.save(tx, [snapshot(n, kind=kind, **size) for n, kind in enumerate(kinds)])
+        await snapshots.save(tx, [snapshot(9, tenant="blue", kind=SnapshotKind.KEPT, **size)])
+        for kind in (IntentKind.FORK, IntentKind.FORK, IntentKind.RUN):
+            last = await intents.add(tx, kind, tenant=DEFAULT_TENANT)
+        await intents.end(tx, last, IntentStatus.UNDONE)
+    async with store.read() as tx:
+        stopped = [MachineId(f"m-{2:012x}")]
+        has = await usage.of_tenant(
+            tx, DEFAULT_TENANT, starting=stopped, pending_snapshots=2, forks_since_us=now_us() - 60_000_000
+        )
+        assert has == Usage(
+            machines=4, cpus=3, memory_mib=3 * 512, disk_mib=4 * 2048 + 5, snapshots=3, forks_per_minute=2
+        )
+        assert (await usage.of_tenant(tx, DEFAULT_TENANT, forks_since_us=now_us())).forks_per_minute == 0
 
 
 async def test_readers_see_one_state(store: Store) -> None:

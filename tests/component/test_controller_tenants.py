@@ -275,6 +275,7 @@ def _old(settings: Settings) -> None:
     from alembic.config import Config
     from sqlalchemy import create_engine, text
 
+    settings.database.unlink()
     engine = create_engine(f"sqlite:///{settings.database}")
     snapshot = (
         "INSERT INTO snapshots (id, tag, kind, parent, image, cpus, memory_mib, disk_mib, machine_type, qemu_build, "

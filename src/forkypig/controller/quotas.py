@@ -3,10 +3,10 @@
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.principal import principal
-from forkypig.controller.store import intents, machines, snapshots, tenants
+from forkypig.controller.store import intents, tenants, usage
 from forkypig.core.intents import IntentKind
 from forkypig.core.lifecycle import Action
-from forkypig.core.quotas import check_quota, usage
+from forkypig.core.quotas import check_quota
 from forkypig.daemon.server import now_us
 from forkypig.errors import NotFound
 from forkypig.model import MachineId
@@ -26,12 +26,12 @@ async def used_by(tx: AsyncConnection, tenant: str) -> Usage:
         for intent in pending
         if intent.kind is IntentKind.CHANGE and intent.source and intent.arguments.get("action") in starts
     }
-    return usage(
-        await machines.of_tenant(tx, tenant),
-        await snapshots.of_tenant(tx, tenant),
+    return await usage.of_tenant(
+        tx,
+        tenant,
         starting=starting,
         pending_snapshots=sum(intent.kind is IntentKind.SNAPSHOT for intent in pending),
-        recent_forks=await intents.forks_since(tx, tenant, now_us() - _MINUTE_US),
+        forks_since_us=now_us() - _MINUTE_US,
     )
 
 

@@ -1,13 +1,10 @@
-"""Quotas: what a tenant has, and whether it may have more. Pure."""
+"""Quotas: whether a tenant may have more than it has. Pure."""
 
-from collections.abc import Collection, Iterable
 from dataclasses import fields
 
 from forkypig.errors import ResourceExhausted
-from forkypig.model import Machine, MachineId, MachineState, Shape, Snapshot, SnapshotKind
+from forkypig.model import Shape
 from forkypig.model.tenants import Quota, Tenant, Usage
-
-_WITHOUT_QEMU = (MachineState.STOPPED, MachineState.HIBERNATED, MachineState.FAILED)
 
 # What it is in words, with the unit, and what makes room.
 _WORDS = {
@@ -18,29 +15,6 @@ _WORDS = {
     "snapshots": ("snapshots", "remove snapshots (forky rm)"),
     "forks_per_minute": ("forks per minute", "wait a minute"),
 }
-
-
-def usage(
-    machines: Iterable[Machine],
-    snapshots: Iterable[Snapshot],
-    *,
-    starting: Collection[MachineId] = (),
-    pending_snapshots: int = 0,
-    recent_forks: int = 0,
-) -> Usage:
-    """What a tenant's machines and snapshots come to. `starting`: machines that have no QEMU and are about to;
-    `pending_snapshots` are being taken; `recent_forks` began within the last minute."""
-    machines, snapshots = list(machines), list(snapshots)
-    active = [m for m in machines if m.state not in _WITHOUT_QEMU or m.id in starting]
-    held_bytes = sum(s.own_disk_bytes + s.own_memory_bytes for s in snapshots if s.kind is not SnapshotKind.TEMPLATE)
-    return Usage(
-        machines=len(machines),
-        cpus=sum(m.shape.cpus for m in active),
-        memory_mib=sum(m.shape.memory_mib for m in active),
-        disk_mib=sum(m.shape.disk_mib for m in machines) + (held_bytes >> 20),
-        snapshots=sum(s.kind is SnapshotKind.KEPT for s in snapshots) + pending_snapshots,
-        forks_per_minute=recent_forks,
-    )
 
 
 def of_machines(shape: Shape, count: int, *, forks: int = 0) -> Usage:

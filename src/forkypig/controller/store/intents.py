@@ -139,16 +139,6 @@ async def unfinished(connection: AsyncConnection) -> list[Intent]:
     return [_intent(row) for row in rows]
 
 
-async def forks_since(connection: AsyncConnection, tenant: str, started_us: int) -> int:
-    """How many forks a tenant asked for after a moment, whatever became of them."""
-    found = await connection.execute(
-        select(func.count())
-        .select_from(table)
-        .where(table.c.tenant == tenant, table.c.started_us > started_us, table.c.kind == IntentKind.FORK.value)
-    )
-    return int(found.scalar_one())
-
-
 async def undone_ids(connection: AsyncConnection) -> frozenset[str]:
     """What the undone ones would have made."""
     rows = await connection.execute(select(table).where(table.c.status == IntentStatus.UNDONE.value))

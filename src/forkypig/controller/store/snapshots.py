@@ -138,14 +138,6 @@ async def every(connection: AsyncConnection) -> list[Snapshot]:
     return [_snapshot(row) for row in rows]
 
 
-async def of_tenant(connection: AsyncConnection, tenant: str) -> list[Snapshot]:
-    """A tenant's, oldest first, also those that are being removed."""
-    rows = await connection.execute(
-        select(table).where(table.c.tenant == tenant).order_by(table.c.created_us, table.c.id)
-    )
-    return [_snapshot(row) for row in rows]
-
-
 async def page(
     connection: AsyncConnection, tenant: str, *, limit: int, after: tuple[int, str] | None = None
 ) -> list[Snapshot]:
