@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, case, func, or_, select, true
+from sqlalchemy import ColumnElement, String, bindparam, case, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.tables import machines, operations, snapshots
@@ -18,7 +18,7 @@ def _sum_where(condition: ColumnElement[bool], value: Any) -> ColumnElement[int]
     return func.coalesce(func.sum(case((condition, value), else_=0)), 0)
 
 
-_tenant = bindparam("tenant")
+_tenant = bindparam("tenant", type_=String)
 _m, _s, _o = machines.c, snapshots.c, operations.c
 _active = or_(_m.state.not_in(_WITHOUT_QEMU), _m.id.in_(bindparam("starting", expanding=True)))
 _of_machines = (
