@@ -183,6 +183,17 @@ async def test_readers_see_one_state(store: Store) -> None:
         assert await machines.count(tx, DEFAULT_TENANT) == 0
 
 
+async def test_what_need_not_last_is_not_waited_for(store: Store) -> None:
+    """As the engines say themselves: that nothing is lost shows in a power cut only."""
+    asked, on, off = ("SHOW synchronous_commit", "on", "off") if store.is_shared else ("PRAGMA synchronous", 2, 1)
+    for lasts, expected in ((True, on), (False, off), (True, on)):
+        async with store.write(lasts=lasts) as tx:
+            assert await tx.scalar(sa.text(asked)) == expected
+            await machines.add(tx, [machine(await machines.count(tx, DEFAULT_TENANT))])
+    async with store.glance() as tx:
+        assert await machines.count(tx, DEFAULT_TENANT) == 3
+
+
 # -- migrations --------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +306,27 @@ async def test_room_for_a_full_disk_is_set_aside_once(tmp_path: Path) -> None:
         assert free * page_bytes >= 1 << 20
         sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+async def test_another_process_that_writes_holds_up_writers_alone(tmp_path: Path) -> None:
+    path = tmp_path / "controller.db"
+    store = await Store.open(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        async def add() -> None:
+            async with store.write() as tx:
+                await machines.add(tx, [machine(1)])
+
+        adding = asyncio.create_task(add())
+        for _ in range(3):  # in an event loop that goes on
+            await asyncio.sleep(0.02)
+            async with store.read() as tx:
+                assert await machines.count(tx, DEFAULT_TENANT) == 0
+        assert not adding.done()
+        other.execute("ROLLBACK")
+        await asyncio.wait_for(adding, 5)
+    await store.close()
 
 
 async def test_an_interrupted_transaction_leaves_no_lock(tmp_path: Path) -> None:

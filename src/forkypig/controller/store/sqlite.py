@@ -155,7 +155,6 @@ class _Dialect(SQLiteDialect_pysqlite):
         return AsyncAdaptedQueuePool
 
     def connect(self, *args: Any, **options: Any) -> Any:
-        writer: ThreadPoolExecutor = options["writer"]
         busy_timeout_s: float = options.pop("busy_timeout_s")
 
         def connected() -> _Connection:
@@ -167,7 +166,7 @@ class _Dialect(SQLiteDialect_pysqlite):
                 raise
             return connection
 
-        return await_(asyncio.get_running_loop().run_in_executor(writer, connected))
+        return await_(asyncio.to_thread(connected))  # not the writer's thread, which may wait for another process
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
         cursor.execute(statement, parameters)
