@@ -40,6 +40,7 @@ from forkypig.model import (
 log = structlog.get_logger()
 
 _SOON_S = 0.5
+_SETTLED_S = 0.02
 _LOOK_S = 5.0  # demand grows old without an event
 _PATIENCE_S, _MOST_PATIENCE_S = 1.0, 60.0  # before a refill that failed is tried again
 
@@ -100,7 +101,8 @@ class Filler:
                 live.still.clear()
                 try:
                     if not await self._desk.journal.carry(self._fill(live, count, urgent=urgent)):
-                        await asyncio.sleep(_SOON_S)  # until what the other made is seen here
+                        # Until what another controller made is seen here; what this one counts settles at once.
+                        await asyncio.sleep(_SOON_S if self._desk.store.is_shared else _SETTLED_S)
                 finally:
                     live.filling -= count
                     live.still.set()
@@ -152,7 +154,8 @@ class Filler:
     async def _room(self, tx: AsyncConnection, live: LivePool, count: int) -> int:
         """How many of `count` the pool is still short of, whoever else fills it: writers take turns."""
         waiting, acquired = await pools.stock(tx, live.pool.id)
-        stock = replace(live.stock, ready=waiting, filling=0, acquired=max(acquired, live.stock.acquired))
+        # Machines in hand are among those that wait, or have their lease already.
+        stock = replace(live.stock, ready=waiting, filling=0, acquired=max(acquired, live.acquired))
         return min(count, missing(stock, live.wanted, live.pool.max))
 
     async def _ground(self, live: LivePool) -> Snapshot:
