@@ -1,7 +1,7 @@
 """SQLite as the controller's database: its connections, its transactions, errors in words.
 
 Statements run in the event loop: each takes some 20 µs, for what a controller asks for is in the page cache, and to
-hand it to a thread and back takes five times that (docs/decisions/0023-what-a-call-costs.md). What may wait for the
+hand it to a thread and back takes five times that (docs/decisions/0024-what-a-call-costs.md). What may wait for the
 disk or for another process has a thread: opening and closing, becoming the writer where another process is it, and
 committing.
 """
