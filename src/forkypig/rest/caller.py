@@ -22,7 +22,7 @@ _current: ContextVar[Metadata] = ContextVar("caller", default=())
 _PASSED_ON = {"authorization": "authorization", "idempotency-key": "idempotency-key", "forky-tenant": "forky-tenant"}
 _KEY = "idempotency-key"
 # Beginnings of the names of methods that change nothing.
-_LOOKING = ("Get", "List", "Read", "Stat", "Download", "Doctor", "Diff", "Check", "Follow")
+_LOOKING = ("Get", "List", "Read", "Stat", "Download", "Doctor", "Diff", "Check", "Follow", "WhoAmI")
 _VALUE = re.compile(r"[\x20-\x7e]{1,4096}")
 _OPEN_PATHS = frozenset({"/v1/health", "/v1/openapi.json"})
 
