@@ -196,6 +196,9 @@ class Status(Resource):
     controller: Daemon | None
     hostd: Daemon | None
     pager: Daemon | None
+    rest: Daemon | None = Field(description="this API; told to `forky status` on its own computer alone")
+    rest_address: str | None
+    rest_error: str | None
     controller_error: str | None
     hostd_error: str | None
     pager_error: str | None
