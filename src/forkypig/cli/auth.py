@@ -25,14 +25,20 @@ auth.add_typer(cert, name="cert")
 
 
 class _Role(Enum):
-    """Each includes those before it."""
+    """Each includes those before it, but for METRICS."""
 
+    METRICS = "metrics"
     VIEWER = "viewer"
     USER = "user"
     ADMIN = "admin"
 
 
-RoleOption = Annotated[_Role, typer.Option("--role", help="What they may do.", case_sensitive=False)]
+RoleOption = Annotated[
+    _Role,
+    typer.Option(
+        "--role", help="What they may do; metrics is for Prometheus, and does nothing else.", case_sensitive=False
+    ),
+]
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose things they see. Default: yours.")]
 Hosts = Annotated[
     list[str] | None,

@@ -177,7 +177,8 @@ class Edge(grpc.aio.ServerInterceptor):
     async def _admitted(self, call: _Call, request: Any, *, streamed: bool) -> tuple[Any, Asked | None]:
         """The request, or the stream of them, with what it is about noted. Raises ForkyError for who may not."""
         metadata = call.metadata()
-        who = await self._gate.who(metadata, call.peer, call.certificate())
+        peer, call.peer = call.peer, self._gate.peer_of(call.peer, metadata)
+        who = await self._gate.who(metadata, peer, call.certificate())
         call.who = who
         asked = None
         if isinstance(request, Message):

@@ -6,17 +6,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from forkypig import errors
 from forkypig.rest import bodies, resources
 from forkypig.rest.bodies import Reference
-from forkypig.rest.deps import CHANGES, STREAM, Sdk
+from forkypig.rest.deps import CHANGES, STREAM, TEXT, Sdk
 from forkypig.rest.progress import OnProgress, answered, event, streamed, wants_stream
 from forkypig.sdk.client import Forky
 
 router = APIRouter(prefix="/v1", tags=["instance"])
 _MOST = (1 << 53) - 1
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 After = Annotated[int, Query(ge=0, le=_MOST, description="only what came after the event of this number")]
 LastEvent = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of a stream that broke off: it goes on from there")
@@ -33,6 +34,12 @@ async def get_health() -> resources.Health:
 async def get_status(forky: Sdk) -> resources.Status:
     """What runs, on which accelerator and why."""
     return resources.Status.of(await forky.remote_status())
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses={200: {"content": {"text/plain": TEXT}}})
+async def get_metrics(forky: Sdk) -> Response:
+    """All metrics, in Prometheus's text format. The operator's, and of tokens of the role metrics."""
+    return PlainTextResponse(await forky.metrics(), media_type=_PROMETHEUS)
 
 
 @router.get("/doctor")
