@@ -190,7 +190,7 @@ async def test_log_ins_that_fail_too_often_are_not_looked_up() -> None:
                     await Caller(channel, token).call("ListMachines")
                 assert 0 < told.value.retry_after_s <= 20
             await Caller(channel, known).call("ListMachines")  # others behind its address do not keep it out
-            # Over our own socket counts what the REST API says of its callers, and nothing for those it says nothing of.
+            # Over our own socket what the REST API says of its callers counts, and nobody else is counted.
             async with served.client(late) as operator:
                 await operator.call("ListMachines")
             async with served.client(late, forky_peer="ipv4:127.0.0.1:9") as rest:

@@ -40,6 +40,7 @@ class _Call:
         self.who: Principal | None = None
         self.about, self.made, self.result = "", "", "OK"
         self.has_answered = False  # a stream, with what the caller waited for
+        self.begun = 0  # its number in the audit log, where its beginning was noted
         self.peer = unquote(context.peer())
         self._began_s = time.monotonic()
 
@@ -190,7 +191,8 @@ class Edge(grpc.aio.ServerInterceptor):
         roles.check_may(who, call.method)
         if not who.operator and (wait_s := self._rates.take(f"{who.tenant}\0{who.name}", time.monotonic())):
             raise TooManyRequests(wait_s)
-        self._audit.check(call.method)
+        if isinstance(request, Message):
+            self._begin(call)
         begin_acting(who)
         return request, asked
 
@@ -198,7 +200,14 @@ class Edge(grpc.aio.ServerInterceptor):
         async for request in requests:
             if not call.about:
                 call.about = subjects.about(request, commands=self._audit_commands)
+            if not call.begun:
+                self._begin(call)
             yield request
+
+    def _begin(self, call: _Call) -> None:
+        """Notes that something is about to change. Raises ResourceExhausted where that can't be written."""
+        if not roles.only_looks(call.method):
+            call.begun = self._audit.begin(call.method, call.entry())
 
     async def _ended_badly(self, call: _Call, error: BaseException) -> None:
         """Tells the caller of what we refused ourselves; what a service raised it has told."""
@@ -210,7 +219,7 @@ class Edge(grpc.aio.ServerInterceptor):
 
     def _note(self, call: _Call) -> None:
         if call.result != "OK" or self._audit_reads or not roles.only_looks(call.method):
-            self._audit.write(call.entry())
+            self._audit.write(call.entry(), call.begun)
 
 
 def _made(call: _Call, answer: Any) -> str:
