@@ -2,8 +2,8 @@
 
 This process, the keeper, has the FUSE descriptor too and does nothing with it: as long as it is open the mount lives.
 When the holder dies a new one goes on with it, and with the requests in the inbox; whoever faults meanwhile waits.
-When the keeper dies its holder serves on and starts the next keeper, which finds it (succession.py): only both at once
-are the end of the mount.
+When the keeper dies its holder serves on and starts the next keeper, which finds it (succession.py), or systemd does
+where it has started this one: only both at once are the end of the mount.
 """
 
 import contextlib
@@ -84,7 +84,15 @@ class Keeper:
 
     def _start(self, *, taken_over: bool) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd), str(self._inbox), str(os.getpid())]
-        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd, self._inbox])
+        words += ["--taken-over"] if taken_over else []
+        words += ["--kept"] if _by_systemd() else []
+        return subprocess.Popen(words, pass_fds=[self._fd, self._inbox])
+
+
+def _by_systemd() -> bool:
+    """Whether the service manager has started this very process, and so starts the next (systemd.exec(5), from 248 on).
+    What else it sets is inherited by all that a service starts, a `forky up` too."""
+    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def prepare(settings: Settings) -> None:

@@ -1,6 +1,6 @@
-"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER [--taken-over]`: serves a mount until SIGTERM, for a keeper.
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER [--taken-over] [--kept]`: serves a mount until SIGTERM.
 
-When the keeper dies this starts the next one and serves on.
+When the keeper dies this serves on and starts the next one, unless somebody else does: --kept.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ _NEXT_KEEPER_S = 1.0
 _KEEPER_STARTS_S = 10.0  # one that finds another in its place has ended by then
 
 
-async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_over: bool) -> None:
-    """Offers what is packed, and what was frozen when it takes over, and serves."""
+async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int | None, *, taken_over: bool) -> None:
+    """Offers what is packed, and what was frozen when it takes over, and serves. `keeper` None: nobody watches it."""
     shelf = Shelf(settings.store, settings.images)
     reader = ReaderLink(settings.store)
     layers = FrozenLayers()
@@ -64,7 +64,7 @@ async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_o
     if taken_over:
         connection.take_over()
     connection.start()
-    watching = asyncio.create_task(_watch(settings, keeper))
+    watching = asyncio.create_task(_watch(settings, keeper)) if keeper is not None else None
     try:
         tuning = asyncio.create_task(asyncio.to_thread(mount.tune, settings.memory))
         service = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
@@ -80,7 +80,8 @@ async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_o
         await serve(settings, "pager", register, service, before_stop=close, stop=connection.ended)
         await tuning
     finally:
-        watching.cancel()
+        if watching is not None:
+            watching.cancel()
         # Lazily: mappings that are open still fail later, at their next fault, and hold up nothing here.
         mount.detach(settings.memory)
         await connection.close()
@@ -128,7 +129,8 @@ def main() -> int:
     for each in (fd, inbox):
         os.set_inheritable(each, False)
     succession.write(settings.run / "holder.json", fd, inbox)
-    asyncio.run(run(settings, fd, Inbox(inbox), keeper, taken_over="--taken-over" in sys.argv))
+    watched = None if "--kept" in sys.argv else keeper
+    asyncio.run(run(settings, fd, Inbox(inbox), watched, taken_over="--taken-over" in sys.argv))
     return 0
 
 

@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from forkypig.daemon.server import tell_systemd
 from forkypig.daemon.settings import Settings
 from forkypig.rest.app import make_app
 from forkypig.rest.caller import CallerChannel
@@ -84,5 +85,6 @@ async def run(settings: Settings) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, end)
             log.info("serving", address=str(address), tls=secure is not None)
+            tell_systemd()
             await serving
         log.info("stopping")

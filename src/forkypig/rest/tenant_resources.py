@@ -6,10 +6,10 @@ from pydantic import Field
 
 from forkypig.cli import documents
 from forkypig.model.access import Principal, Role
+from forkypig.model.ksm import KsmStatus
 from forkypig.rest.resources import Count, Resource
 from forkypig.sdk.access import AuditEntry
 from forkypig.sdk.access import Token as TokenInfo
-from forkypig.sdk.tenants import Ksm as KsmInfo
 from forkypig.sdk.tenants import TenantInfo
 
 
@@ -114,5 +114,5 @@ class Ksm(Resource):
     full_scans: Count
 
     @classmethod
-    def of(cls, found: KsmInfo) -> "Ksm":
+    def of(cls, found: KsmStatus) -> "Ksm":
         return cls.model_validate(asdict(found))
