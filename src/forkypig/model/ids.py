@@ -68,6 +68,7 @@ def check_name(kind: str, name: str) -> str:
     if not _NAME.fullmatch(name) or is_id(name):
         article = "an" if kind[0] in "aeiou" else "a"
         raise InvalidRequest(
-            f"«{name[:80]}» can't be {article} {kind} name: use 1 to 63 of a-z, 0-9 and -, with a letter or digit at both ends"
+            f"«{name[:80]}» can't be {article} {kind} name: use 1 to 63 of a-z, 0-9 and -, "
+            "with a letter or digit at both ends"
         )
     return name
