@@ -1,4 +1,5 @@
-"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER [--taken-over]`: serves a mount until SIGTERM, for a keeper.
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER HOME LOG_LEVEL [--taken-over]`: serves a mount until SIGTERM, for a
+keeper.
 
 When the keeper dies this starts the next one and serves on.
 """
@@ -10,13 +11,14 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import structlog
 
 from forkypig.daemon import logs
 from forkypig.daemon.server import now_us, raise_open_files, serve
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.settings import Settings, handed_over
 from forkypig.pager import mount, roll, succession
 from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
@@ -96,6 +98,7 @@ async def _watch(settings: Settings, keeper: int) -> None:
         await asyncio.sleep(_NEXT_KEEPER_S)
         log.error("the keeper died: the next is started", pid=keeper)
         words = [sys.executable, "-P", "-m", "forkypig.pager"]
+        words += [succession.AFTER, str(settings.home), settings.log_level]
         started = await asyncio.create_subprocess_exec(*words, start_new_session=True)
         keeper = started.pid
         with contextlib.suppress(TimeoutError):
@@ -120,7 +123,7 @@ def _forget_name(connection: Connection, name: str) -> None:
 
 
 def main() -> int:
-    settings = Settings()
+    settings = handed_over(Path(sys.argv[4]), sys.argv[5])
     logs.configure("pager", settings.log_level)
     os.umask(0o077)
     raise_open_files()
