@@ -13,7 +13,8 @@ from forkypig.errors import ForkyError
 def run_daemon(
     name: str, title: str, body: Callable[[Settings], int | None], read: Callable[[], Settings] = load
 ) -> int:
-    """Runs `body` as the one daemon of this name in its home, with what `read` gives; `title` is what a person calls it.
+    """Runs `body` as the one daemon of this name in its home, with the settings that `read` gives;
+    `title` is what a person calls it.
 
     The exit code: that of `body` (None: 0), or 1 where it can't run, with one line on stderr that says why."""
     try:

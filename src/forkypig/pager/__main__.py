@@ -3,7 +3,8 @@
 This process, the keeper, has the FUSE descriptor too and does nothing with it: as long as it is open the mount lives.
 When the holder dies a new one goes on with it, and with the requests in the inbox; whoever faults meanwhile waits.
 When the keeper dies its holder serves on and starts the next keeper, which finds it (succession.py): only both at once
-are the end of the mount. Of the settings each hands over what the next one needs: the home's file may be spoilt by then.
+are the end of the mount. Each hands over what the next one needs of the settings: the home's file may be spoilt by
+then.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
-"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER HOME LOG_LEVEL [--taken-over]`: serves a mount until SIGTERM, for a
-keeper.
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER HOME LOG_LEVEL [--taken-over]`: serves a mount until
+SIGTERM, for a keeper.
 
 When the keeper dies this starts the next one and serves on.
 """
