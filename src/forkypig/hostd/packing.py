@@ -136,9 +136,7 @@ async def _settle_machines(host: "Host") -> None:
 async def _own_memory(host: "Host", snapshot: SnapshotId) -> int:
     """How much memory is not its parent's, as the pager says."""
     with contextlib.suppress(ForkyError):
-        for each in (await host.pager.status()).snapshots:
-            if each.snapshot == snapshot:
-                return int(each.own_bytes)
+        return await host.pager.own_bytes(snapshot)
     return 0
 
 
