@@ -235,9 +235,9 @@ def test_the_right_key_and_no_other(tmp_path: Path) -> None:
     make(tmp_path / "sealed", key=KEY)
     make(tmp_path / "plain")
     for name, key, words in (
-        ("sealed", None, "set FORKY_STORE_KEY"),
+        ("sealed", None, "takes a home with that key"),
         ("sealed", Key(b"x" * 32), "and FORKY_STORE_KEY is key"),
-        ("plain", KEY, "unset FORKY_STORE_KEY"),
+        ("plain", KEY, "takes a home without a key"),
     ):
         with pytest.raises(InvalidRequest, match=words):
             Store.open(tmp_path / name, key)

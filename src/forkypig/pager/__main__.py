@@ -68,7 +68,7 @@ class Keeper:
                 if self._stopping:  # the signal came in between
                     self._holder.terminate()
                 code = self._holder.wait()
-            if code == 0 or self._stopping:
+            if code == 0 or self._stopping or (code == succession.CAN_NOT_BE and not taken_over):
                 return code
             taken_over = True
             deaths = [when for when in deaths if time.monotonic() - when < _WITHIN_S] + [time.monotonic()]

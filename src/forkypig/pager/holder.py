@@ -19,6 +19,7 @@ import structlog
 from forkypig.daemon import logs
 from forkypig.daemon.server import now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings, handed_over
+from forkypig.errors import InvalidRequest
 from forkypig.pager import mount, roll, succession
 from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
@@ -131,7 +132,11 @@ def main() -> int:
     for each in (fd, inbox):
         os.set_inheritable(each, False)
     succession.write(settings.run / "holder.json", fd, inbox)
-    asyncio.run(run(settings, fd, Inbox(inbox), keeper, taken_over="--taken-over" in sys.argv))
+    try:
+        asyncio.run(run(settings, fd, Inbox(inbox), keeper, taken_over="--taken-over" in sys.argv))
+    except InvalidRequest as error:  # another key than the store's
+        print(f"the pager can't serve {settings.home}: {error}", file=sys.stderr, flush=True)
+        return succession.CAN_NOT_BE
     return 0
 
 
