@@ -147,6 +147,26 @@ async def test_under_systemd_the_next_keeper_is_systemds() -> None:
         assert (await rig.client.status()).pager.pid == holder == rig.holder_pid
 
 
+async def test_a_spoilt_config_ends_nobody() -> None:
+    """It may be written while all runs; who goes on for another does not read it."""
+    async with running_pager() as rig:
+        guest = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(guest.write, 0, b"frozen")
+        snapshot = await rig.split(guest, None, SIZE)
+        (rig.home / "config.toml").write_text("this is not = [toml")
+        holder = await _kill_holder(rig)
+        assert await rig.content(snapshot, 0, 6) == b"frozen"
+        await rig.kill_keeper()
+        await rig.next_keeper()
+        await _kill_holder(rig, holder)
+        await asyncio.to_thread(drop_cache, rig.file(snapshot))
+        assert await rig.content(snapshot, 0, 6) == b"frozen"
+        deadline = time.monotonic() + 20
+        while await rig.state(snapshot) != FROZEN:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+
 async def test_what_was_forgotten_is_not_taken_over() -> None:
     async with running_pager() as rig:
         first = await asyncio.to_thread(rig.guest, None, SIZE)

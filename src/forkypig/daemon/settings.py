@@ -115,6 +115,12 @@ def load(**given: Any) -> Settings:
         raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
 
 
+def handed_over(home: Path, log_level: str) -> Settings:
+    """The settings of a process that goes on for another, which hands over what it has of them; all else has its
+    default. The home's file is not read: it may have been spoilt since, and machines must not die of that."""
+    return Settings.model_construct(home=home, log_level=log_level)
+
+
 def variable(name: str) -> str:
     """The variable that a setting is read from."""
     alias = Settings.model_fields[name].validation_alias if name in Settings.model_fields else None

@@ -1,4 +1,5 @@
-"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER [--taken-over] [--kept]`: serves a mount until SIGTERM.
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER HOME LOG_LEVEL [--taken-over] [--kept]`: serves a mount
+until SIGTERM, for a keeper.
 
 When the keeper dies this serves on and starts the next one, unless somebody else does: --kept.
 """
@@ -10,13 +11,15 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import structlog
 
 from forkypig.daemon import logs
 from forkypig.daemon.server import now_us, raise_open_files, serve
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.settings import Settings, handed_over
+from forkypig.errors import InvalidRequest
 from forkypig.pager import mount, roll, succession
 from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
@@ -97,6 +100,7 @@ async def _watch(settings: Settings, keeper: int) -> None:
         await asyncio.sleep(_NEXT_KEEPER_S)
         log.error("the keeper died: the next is started", pid=keeper)
         words = [sys.executable, "-P", "-m", "forkypig.pager"]
+        words += [succession.AFTER, str(settings.home), settings.log_level]
         started = await asyncio.create_subprocess_exec(*words, start_new_session=True)
         keeper = started.pid
         with contextlib.suppress(TimeoutError):
@@ -121,7 +125,7 @@ def _forget_name(connection: Connection, name: str) -> None:
 
 
 def main() -> int:
-    settings = Settings()
+    settings = handed_over(Path(sys.argv[4]), sys.argv[5])
     logs.configure("pager", settings.log_level)
     os.umask(0o077)
     raise_open_files()
@@ -130,7 +134,11 @@ def main() -> int:
         os.set_inheritable(each, False)
     succession.write(settings.run / "holder.json", fd, inbox)
     watched = None if "--kept" in sys.argv else keeper
-    asyncio.run(run(settings, fd, Inbox(inbox), watched, taken_over="--taken-over" in sys.argv))
+    try:
+        asyncio.run(run(settings, fd, Inbox(inbox), watched, taken_over="--taken-over" in sys.argv))
+    except InvalidRequest as error:  # another key than the store's
+        print(f"the pager can't serve {settings.home}: {error}", file=sys.stderr, flush=True)
+        return succession.CAN_NOT_BE
     return 0
 
 
