@@ -318,13 +318,14 @@ async def test_killed_while_it_hands_a_machine_over(settings: Settings, host: Fa
         stall = host.stall("AcquireMachine")
         caller = asyncio.create_task(client.acquire(ttl_s=1))
         await stall.reached.wait()
+        await eventually(lambda: _leased(client))
         await process.kill()
         with pytest.raises(errors.ForkyError):
             await caller
     del host.stalls["AcquireMachine"]
     leaked = host.calls["AcquireMachine"][-1].machine
     async with serving(settings) as client:
-        await eventually(lambda: _gone(host, leaked))  # its lease has ended
+        await eventually(lambda: _gone(host, leaked))  # nobody was told of it
         status = await filled(client, 1)
         assert set(host.machines) == {m.id for m in status.machines}
 
@@ -344,6 +345,10 @@ async def test_killed_while_it_removes_a_pool(settings: Settings, host: FakeHost
         await eventually(lambda: _none(host))
         assert not (await client.pool("ListPools", pools.ListPoolsRequest())).pools
         await eventually(lambda: _no_machines(client))
+
+
+async def _leased(client: Client) -> bool:
+    return bool((await client.status()).leases)
 
 
 async def _no_machines(client: Client) -> bool:
@@ -376,6 +381,11 @@ async def test_hostd_is_gone_for_a_while(client: Client, host: FakeHost) -> None
     with pytest.raises(errors.HostUnreachable):
         await client.acquire(wait_s=0)
     await host.start()
-    await filled(client, 2)
-    assert len(host.machines) == 2
+    status = await filled(client, 2)
+    # What was being handed over is removed by and by.
+    await eventually(lambda: _are(host, {m.id for m in status.machines}))
     assert all(m.state != CREATING for m in host.machines.values())
+
+
+async def _are(host: FakeHost, machines: set[str]) -> bool:
+    return set(host.machines) == machines

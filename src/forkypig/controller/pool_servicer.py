@@ -49,7 +49,13 @@ class PoolServicer(pools_pb2_grpc.PoolsServicer):
 
     @answered
     async def Acquire(self, request: pb.AcquireRequest, context: Context) -> pb.AcquireResponse:
-        acquired = await self._pools.acquire(request.pool, request.ttl_s, dict(request.labels), request.wait_s)
+        acquired = await self._pools.acquire(
+            request.pool,
+            request.ttl_s,
+            dict(request.labels),
+            request.wait_s,
+            lambda given: wire.acquired_to_wire(given).SerializeToString(),
+        )
         return wire.acquired_to_wire(acquired)
 
     @answered

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import structlog
 
-from forkypig.controller.acquiring import Acquiring
+from forkypig.controller.acquiring import Acquiring, Wish
 from forkypig.controller.changes import Changes
 from forkypig.controller.desk import Desk
 from forkypig.controller.filler import Filler
@@ -176,9 +176,18 @@ class Pools:
 
     # -- acquiring -----------------------------------------------------------------------------------------------------
 
-    async def acquire(self, name: str, ttl_s: float, labels: Mapping[str, str], wait_s: float) -> Acquired:
+    async def acquire(
+        self,
+        name: str,
+        ttl_s: float,
+        labels: Mapping[str, str],
+        wait_s: float,
+        answer: Callable[[Acquired], bytes],
+    ) -> Acquired:
         """See Acquiring."""
-        return await self._acquiring.acquire(await self._find(name), ttl_s, labels, wait_s)
+        live = await self._find(name)
+        self.filler.give_way()
+        return await self._acquiring.acquire(live, Wish(ttl_s, labels, wait_s, answer))
 
     def fitting(self, image: ImageId, shape: Shape, snapshot: SnapshotId | None) -> LivePool | None:
         """A pool of the caller's tenant where a machine is ready that begins as this snapshot, or, None, as the
@@ -195,10 +204,12 @@ class Pools:
     async def take(self, live: LivePool, name: str, config: MachineConfig, check: Callable[[], None]) -> Machine | None:
         """See PoolRuns."""
         live.demand.note(asyncio.get_running_loop().time())
+        self.filler.give_way()
         return await self._runs.take(live, name, config, check)
 
     async def release(self, machine: str, *, recycle: bool) -> None:
         """Ends an acquired machine. `recycle`: its pool has another in its place at once, not when there is time."""
+        self.filler.give_way()
         lease = await self.leases.release(machine)
         if (live := self._live.get(lease.pool)) is not None:
             live.acquired = max(0, live.acquired - 1)

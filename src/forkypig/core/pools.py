@@ -24,6 +24,11 @@ _MOST_REMEMBERED = 2 * MOST_MACHINES
 QUIET_S = 60.0
 # Children of one fork come together, so few at a time: the first of many is not to wait for the last.
 MOST_AT_ONCE = 4
+# Refills give way to those who are just being given machines: they begin when nothing was asked for or given back for
+# this long, and then again they are not put off for ever.
+LULL_S, MOST_LULL_S = 0.25, 2.0
+# With nothing left that is ready the next caller would wait for it: only the one who took the last goes first.
+SHORT_LULL_S = 0.05
 # A refill that takes less is not worth to be remembered as faster: the rush of a moment is to be met.
 LEAST_REFILL_S = 1.0
 
@@ -107,6 +112,15 @@ def missing(stock: Stock, ready: int, most: int) -> int:
     short = max(ready, min(stock.ready + stock.owed, most)) + stock.waiting - stock.ready - stock.filling
     room = most - stock.ready - stock.filling - stock.acquired
     return max(0, min(short, room))
+
+
+def put_off_s(stock: Stock, quiet_s: float, due_s: float) -> float:
+    """For how long, in seconds, a refill that has been due for `due_s` is still to wait, where nothing was asked for or
+    given back for `quiet_s`. Not at all where callers wait."""
+    if stock.waiting or stock.owed:
+        return 0.0
+    lull_s = LULL_S if stock.ready else SHORT_LULL_S
+    return max(0.0, min(lull_s - quiet_s, MOST_LULL_S - due_s))
 
 
 def surplus(stock: Stock, ready: int, most: int, *, quiet: bool) -> int:
