@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from forkypig.daemon.settings import Settings
 from forkypig.net.fabric import Fabric
 from tests.archive_rig import Home, add_image, new_home
+from tests.component.controller_rig import Client, home, running_host, serving
+from tests.component.fake_host import FakeHost
 from tests.component.net_rig import World, make_world
 from tests.component.postgres_rig import Postgres, postgres
 
@@ -49,6 +52,27 @@ def here(tmp_path: Path) -> Home:
 def there(tmp_path: Path) -> Home:
     """An empty one."""
     return new_home(tmp_path / "there")
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    """Of an instance of its own, on SQLite."""
+    with home() as made:
+        yield made
+
+
+@pytest.fixture
+async def host(settings: Settings) -> AsyncIterator[FakeHost]:
+    """Its hostd."""
+    async with running_host(settings) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def client(settings: Settings, host: FakeHost) -> AsyncIterator[Client]:
+    """The operator's, in the default tenant, and its controller."""
+    async with serving(settings) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,6 @@
 """A machine's config on its way from the client to the host, to children, and back after a restart."""
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 import pytest
-import pytest_asyncio
 
 from forkypig import errors
 from forkypig.daemon.settings import Settings
@@ -12,7 +8,7 @@ from forkypig.model import ConfigChange, Egress, ForkOptions, Limits, NetworkMod
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire.config import change_to_wire, config_from_wire, options_to_wire
-from tests.component.controller_rig import Client, home, running_host, serving
+from tests.component.controller_rig import Client, serving
 from tests.component.fake_host import FakeHost
 
 SECLUDED = ConfigChange(
@@ -22,24 +18,6 @@ SECLUDED = ConfigChange(
     publish=(PortForward(8080, 80), PortForward(5353, 53, "udp", "127.0.0.1")),
     limits=Limits(cpus=0.5, io_mib_s=20),
 )
-
-
-@pytest.fixture
-def settings() -> Any:
-    with home() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as fake:
-        yield fake
-
-
-@pytest_asyncio.fixture
-async def client(settings: Settings, host: FakeHost) -> AsyncIterator[Client]:
-    async with serving(settings) as made:
-        yield made
 
 
 async def update(client: Client, machine: str, change: ConfigChange) -> common.Machine:

@@ -5,33 +5,19 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from forkypig import errors
-from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire.status import rpc_errors
-from tests.component.controller_rig import Client, eventually, home, running_host, serving
+from tests.component.controller_rig import Client, eventually, home
 from tests.component.fake_host import FAILED, IMAGE, PAUSED, RUNNING, STOPPED, FakeHost
 
 
 @pytest.fixture
 def settings(database_url: str) -> Any:
     with home(database_url) as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as fake:
-        yield fake
-
-
-@pytest_asyncio.fixture
-async def client(settings: Settings, host: FakeHost) -> AsyncIterator[Client]:
-    async with serving(settings) as made:
         yield made
 
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from forkypig import errors
 from forkypig.daemon.settings import Settings
@@ -13,26 +12,8 @@ from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import pools_pb2 as pools
-from tests.component.controller_rig import Client, daemon, eventually, home, running_host, serving
+from tests.component.controller_rig import Client, daemon, eventually, serving
 from tests.component.fake_host import CREATING, FAILED, PAUSED, RUNNING, FakeHost
-
-
-@pytest.fixture
-def settings() -> Any:
-    with home() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as fake:
-        yield fake
-
-
-@pytest_asyncio.fixture
-async def client(settings: Settings, host: FakeHost) -> AsyncIterator[Client]:
-    async with serving(settings) as made:
-        yield made
 
 
 async def create(client: Client, target: int = 2, most: int = 4, source: str = "debian-12", name: str = "py") -> Any:

@@ -5,31 +5,17 @@ import contextlib
 import resource
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from forkypig import errors
 from forkypig.controller import reconciler
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
-from tests.component.controller_rig import Client, Daemon, daemon, eventually, home, running_host, serving
+from tests.component.controller_rig import Client, Daemon, daemon, eventually, running_host, serving
 from tests.component.fake_host import CREATING, FAILED, IMAGE, RUNNING, FakeHost
-
-
-@pytest.fixture
-def settings() -> Any:
-    with home() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as fake:
-        yield fake
 
 
 def states(machines: dict[str, common.Machine]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
 
@@ -17,27 +16,8 @@ from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import host_pb2 as host_pb
 from forkypig.v1 import tenants_pb2 as tenants_pb
 from forkypig.wire.status import rpc_errors
-from tests.component.controller_rig import Client, eventually, home, running_host, serving
+from tests.component.controller_rig import Client, eventually, serving
 from tests.component.fake_host import HIBERNATED, RUNNING, FakeHost
-
-
-@pytest.fixture
-def settings() -> Any:
-    with home() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as fake:
-        yield fake
-
-
-@pytest_asyncio.fixture
-async def client(settings: Settings, host: FakeHost) -> AsyncIterator[Client]:
-    """The operator's, in the default tenant."""
-    async with serving(settings) as made:
-        yield made
 
 
 async def tenant(client: Client, name: str, **quota: int) -> Client:

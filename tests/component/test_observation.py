@@ -26,26 +26,8 @@ from forkypig.sdk import Forky
 from forkypig.v1 import agent_pb2, controller_pb2, observe_pb2_grpc
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import observe_pb2 as pb
-from tests.component.controller_rig import Client, daemon, home, running_host, serving
+from tests.component.controller_rig import Client, daemon
 from tests.component.fake_host import FakeHost
-
-
-@pytest.fixture
-def settings() -> Any:
-    with home() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as fake:
-        yield fake
-
-
-@pytest_asyncio.fixture
-async def client(settings: Settings, host: FakeHost) -> AsyncIterator[Client]:
-    async with serving(settings) as made:
-        yield made
 
 
 @pytest_asyncio.fixture

@@ -123,6 +123,7 @@ def test_a_restore_that_fails_at_any_step_leaves_the_machine_as_it_was(forky: In
 
 @pytest.mark.parametrize("step", ["restore-record", "restore-end"])
 def test_hostd_killed_in_a_restore(forky: Instance, box: str, step: str) -> None:
+    forky.ok("restore", box, "two")
     was, before, counted = _who(forky, box), qemus(forky), _count(forky, box)
     (forky.home / "fault").write_text(f"kill {step}")
     forky.run("restore", box, "three")

@@ -9,8 +9,8 @@ from forkypig.cli import printing, sizes
 from forkypig.cli.runtime import connected
 
 if TYPE_CHECKING:
+    from forkypig.model.ksm import KsmStatus
     from forkypig.sdk.client import Forky
-    from forkypig.sdk.tenants import Ksm
 
 app = typer.Typer(
     help="Kernel samepage merging: equal pages of a tenant's machines are kept once.",
@@ -58,7 +58,7 @@ def off(as_json: printing.Json = False) -> None:
     connected(work)
 
 
-def _show(now: "Ksm", as_json: bool) -> None:
+def _show(now: "KsmStatus", as_json: bool) -> None:
     if as_json:
         printing.document(asdict(now))
         return

@@ -3,6 +3,8 @@
 The frames and the numbering are the agent's (forkypig.agent.agent says how they work). The channel has one link at a
 time. A move puts another in its place: what the guest sent through the old process is read first, then both sides tell
 each other the last number they have and send the rest again. Calls notice nothing but the wait.
+
+More than 500 lines, since every method works on the same numbers, link and state: apart, each would need all of them.
 """
 
 import asyncio

@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from forkypig.errors import ForkyError, NotPossibleNow
+from forkypig.model.ksm import KsmStatus
 
 if TYPE_CHECKING:
     from forkypig.hostd.machine import LiveMachine
@@ -31,17 +31,6 @@ _SYS = Path("/sys/kernel/mm/ksm")
 # each 20 ms would take a minute.
 _TUNED = {"pages_to_scan": "1000", "sleep_millisecs": "50"}
 _PAGE_BYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """What KSM does on this host now. Bytes."""
-
-    running: bool
-    tenants: tuple[str, ...]  # whose machines it is for
-    merged_bytes: int  # of our machines' memory, in pages that others have too
-    profit_bytes: int  # of the whole host, less what KSM takes itself; can be negative
-    full_scans: int
 
 
 class Ksm:
@@ -128,10 +117,10 @@ class Ksm:
         new.write_text(json.dumps({"tenants": sorted(self._tenants), "before": self._before}))
         new.replace(self._state)
 
-    def saving(self, pids: Iterable[int], proc: Path = Path("/proc")) -> Saving:
+    def saving(self, pids: Iterable[int], proc: Path = Path("/proc")) -> KsmStatus:
         """What it saves now; zeros where the kernel has no KSM. For a worker thread."""
         merged = sum(_number(proc / str(pid) / "ksm_merging_pages") for pid in pids)
-        return Saving(
+        return KsmStatus(
             running=_number(self._sys / "run") == 1,
             tenants=tuple(sorted(self._tenants)),
             merged_bytes=merged * _PAGE_BYTES,

@@ -3,16 +3,14 @@
 The end has the error that somebody looks for, the beginning says what it was about.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forkypig import errors
+from forkypig.sdk.process import drain
 
 if TYPE_CHECKING:
     from forkypig.sdk.machine import Machine
-    from forkypig.sdk.process import Process
 
 
 class Kept:
@@ -72,15 +70,7 @@ async def exec_limited(
         timeout_s=timeout_s,
         stdin=stdin is not None,
     )
-    async with process:
-        feeder = asyncio.create_task(_feed(process, stdin)) if stdin is not None else None
-        try:
-            async for output in process:
-                kept[output.stream].add(output.data)
-        finally:
-            if feeder is not None:
-                feeder.cancel()
-                await asyncio.gather(feeder, return_exceptions=True)
+    await drain(process, stdin, lambda output: kept[output.stream].add(output.data))
     out, err = kept["stdout"], kept["stderr"]
     return LimitedResult(
         process.exit_code,
@@ -91,11 +81,3 @@ async def exec_limited(
         process.timed_out,
         process.failure,
     )
-
-
-async def _feed(process: "Process", data: bytes) -> None:
-    try:
-        await process.write(data)
-        await process.close_stdin()
-    except errors.NotPossibleNow:
-        return  # it ended without reading everything, as programs may

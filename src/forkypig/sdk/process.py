@@ -10,7 +10,7 @@ Leaving the block early ends the command in the guest.
 
 import asyncio
 import signal as signals
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -201,9 +201,9 @@ class Process:
             raise errors.NotPossibleNow("the command has ended and takes no more input") from error
 
 
-async def collect(process: Process, stdin: bytes | None) -> ExecResult:
-    """Feeds `stdin` to the command and gathers what it writes, both at once so that neither blocks the other."""
-    gathered: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+async def drain(process: Process, stdin: bytes | None, take: Callable[[Output], None]) -> None:
+    """Runs the command to its end: feeds it `stdin` and hands on what it writes, both at once so that neither blocks
+    the other."""
 
     async def feed(data: bytes) -> None:
         try:
@@ -216,11 +216,17 @@ async def collect(process: Process, stdin: bytes | None) -> ExecResult:
         feeder = asyncio.create_task(feed(stdin)) if stdin is not None else None
         try:
             async for output in process:
-                gathered[output.stream].append(output.data)
+                take(output)
         finally:
             if feeder is not None:
                 feeder.cancel()
                 await asyncio.gather(feeder, return_exceptions=True)
+
+
+async def collect(process: Process, stdin: bytes | None) -> ExecResult:
+    """Runs the command to its end and gathers what it writes."""
+    gathered: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+    await drain(process, stdin, lambda output: gathered[output.stream].append(output.data))
     return ExecResult(
         process.exit_code,
         b"".join(gathered["stdout"]),

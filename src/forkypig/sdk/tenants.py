@@ -8,6 +8,7 @@ import grpc
 
 from forkypig import model
 from forkypig.model.access import EVERY_TENANT
+from forkypig.model.ksm import KsmStatus
 from forkypig.model.tenants import Quota, Tenant, Usage
 from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import MACHINE_S, QUICK_S, calls
@@ -28,17 +29,6 @@ class TenantInfo:
 
     tenant: Tenant
     used: Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Ksm:
-    """Kernel samepage merging, as it is on the host."""
-
-    running: bool
-    tenants: tuple[str, ...]  # whose machines it is for
-    merged_bytes: int  # of our machines' memory, in pages that others have too
-    profit_bytes: int  # of the whole host, less what KSM takes itself; can be negative
-    full_scans: int
 
 
 class Tenancy:
@@ -84,12 +74,12 @@ class Tenancy:
         with calls(self.socket):
             await self._tenants.RemoveTenant(pb.TenantRequest(tenant=name), timeout=QUICK_S)
 
-    async def ksm(self) -> Ksm:
+    async def ksm(self) -> KsmStatus:
         """What kernel samepage merging saves on the host. The operator's: raises PermissionDenied."""
         with calls(self.socket):
             return _ksm(await self._tenants.GetKsm(common_pb2.Empty(), timeout=QUICK_S))
 
-    async def set_ksm(self, *, on: bool, across_tenants: bool = False) -> Ksm:
+    async def set_ksm(self, *, on: bool, across_tenants: bool = False) -> KsmStatus:
         """Turns it on or off for the machines of one's tenant. Raises NotPossibleNow while it is on for another tenant,
         unless `across_tenants`: equal pages of both are then merged, and each can find out by timing what the other has
         in memory (CVE-2015-2877). PermissionDenied."""
@@ -113,8 +103,10 @@ class Tenancy:
             return convert.snapshot_from_wire(await getattr(self._tenants, method)(request, timeout=MACHINE_S))
 
 
-def _ksm(message: common_pb2.KsmStatus) -> Ksm:
-    return Ksm(message.running, tuple(message.tenants), message.merged_bytes, message.profit_bytes, message.full_scans)
+def _ksm(message: common_pb2.KsmStatus) -> KsmStatus:
+    return KsmStatus(
+        message.running, tuple(message.tenants), message.merged_bytes, message.profit_bytes, message.full_scans
+    )
 
 
 def _info(message: pb.Tenant) -> TenantInfo:
