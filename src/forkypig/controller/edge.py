@@ -25,7 +25,7 @@ from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, TooManyRequests
 from forkypig.model.access import Principal
-from forkypig.wire.keys import KEY
+from forkypig.wire.keys import KEY, NEW
 from forkypig.wire.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -183,7 +183,7 @@ class Edge(grpc.aio.ServerInterceptor):
         if isinstance(request, Message):
             call.about = subjects.about(request, commands=self._audit_commands)
             if (key := metadata.get(KEY)) is not None and retries.applies_to(call.method, streamed=streamed):
-                asked = retries.asked(who, call.method, key, request)
+                asked = retries.asked(who, call.method, key, request, is_new=metadata.get(NEW[0]) == NEW[1])
         else:
             request = self._noticed(call, request)
         roles.check_may(who, call.method)

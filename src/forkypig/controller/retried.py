@@ -19,6 +19,7 @@ class Asked:
     request: str  # SHA-256 of caller, method and key, hex
     content_sha256: str  # of what is asked, hex
     kind: IntentKind | None  # of the intent that it begins; None: it begins none that could be told from others
+    is_new: bool = False  # its key was made for it, says the caller: it never came before
     taken: bool = False
     is_kept: bool = False  # its answer is written down by whoever answers
     works: set[asyncio.Future[Any]] = field(default_factory=set)  # that go on for it

@@ -52,13 +52,15 @@ def is_progress(message: Message) -> bool:
     return "progress" in message.DESCRIPTOR.fields_by_name and message.HasField("progress")
 
 
-def asked(who: Principal, method: str, key: str, request: Message) -> Asked:
+def asked(who: Principal, method: str, key: str, request: Message, *, is_new: bool = False) -> Asked:
     """The request as it is told from others. Raises InvalidRequest for a key that is none."""
     if not 0 < len(key) <= _LONGEST_KEY or not key.isprintable():
         raise InvalidRequest(f"an idempotency key has 1 to {_LONGEST_KEY} printable characters: a UUID is a good one")
     caller = "\0".join((who.name, who.tenant, method, key))
     content = request.SerializeToString(deterministic=True)
-    return Asked(hashlib.sha256(caller.encode()).hexdigest(), hashlib.sha256(content).hexdigest(), _KINDS.get(method))
+    return Asked(
+        hashlib.sha256(caller.encode()).hexdigest(), hashlib.sha256(content).hexdigest(), _KINDS.get(method), is_new
+    )
 
 
 class Retries:
@@ -102,6 +104,9 @@ class Retries:
         it, and it is to be carried out, which begins with this task.
 
         Raises InvalidRequest for another request under the same key, NotFound when what it made has gone since."""
+        if asked.is_new:
+            retried.begin(asked)
+            return None
         while True:
             async with self._store.read() as tx:
                 kept = await answers.get(tx, asked.request, now_us())

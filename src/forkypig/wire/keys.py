@@ -1,6 +1,8 @@
 """Which calls may come again, as the controller and its clients agree on it."""
 
 KEY = "idempotency-key"  # metadata
+# Metadata beside a key that was made for this very call: nobody need look for what came of it before.
+NEW = ("idempotency-key-is-new", "1")
 
 # The answer holds a secret, which is kept nowhere.
 ONCE = frozenset({"/forkypig.v1.Auth/CreateToken"})
