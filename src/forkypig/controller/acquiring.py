@@ -35,6 +35,7 @@ from forkypig.model.pools import DEFAULT_TTL_S
 
 log = structlog.get_logger()
 
+_BEHIND_S = 0.01  # the answer is on its way by then
 _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have let it run or not
 
 
@@ -160,6 +161,8 @@ class Acquiring:
         """Behind the answer: what happened, and what was answered. Until this is done the lease and the intent say
         it."""
         lease, machine = claim.lease, claim.machine
+        if not self._desk.store.is_shared:
+            await asyncio.sleep(_BEHIND_S)
         try:
             async with self._desk.store.write() as tx:
                 await intents.end(tx, claim.intent, IntentStatus.DONE)

@@ -57,4 +57,4 @@ def take(kind: IntentKind) -> Asked | None:
 def give_back() -> None:
     """What was begun for the request has come to nothing, and its intent is ended as undone: another may take it."""
     if (asked := _asked.get()) is not None:
-        asked.taken = asked.is_kept = False
+        asked.taken = asked.is_kept = asked.is_new = False
