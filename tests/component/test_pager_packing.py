@@ -155,6 +155,18 @@ async def test_a_packer_that_is_killed_leaves_everything_as_it_was() -> None:
         assert await rig.content(root) == content
 
 
+async def _closed(pid: int, *names: str) -> None:
+    """Waits until the process has no such file open."""
+    deadline = time.monotonic() + 20
+    while opened := [
+        name
+        for name in (str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir())
+        if any(each in name for each in names)
+    ]:
+        assert time.monotonic() < deadline, f"a job leaves open: {opened}"
+        await asyncio.sleep(0.1)
+
+
 async def test_a_packer_stays_for_the_next_job_and_is_replaced_when_it_was_killed() -> None:
     async with running_pager() as rig:
         snapshots = [(await _frozen(rig))[0] for _ in range(4)]
@@ -163,8 +175,7 @@ async def test_a_packer_stays_for_the_next_job_and_is_replaced_when_it_was_kille
         assert os.sched_getscheduler(first) == os.SCHED_IDLE
         await rig.pack(snapshots[1])
         assert child_of(rig.holder_pid, PACKER) == first
-        opened = [str(entry.readlink()) for entry in Path(f"/proc/{first}/fd").iterdir()]
-        assert not [name for name in opened if "memfd" in name or name.endswith("/mem")], "a job leaves descriptors"
+        await _closed(first, "memfd:", "/mem")
         os.kill(first, signal.SIGKILL)
         await rig.pack(snapshots[2])
         second = child_of(rig.holder_pid, PACKER)
@@ -184,10 +195,7 @@ async def test_a_store_without_jobs_holds_no_packs_that_were_collected() -> None
         await rig.pack(snapshot)
         await rig.pack(other)
         packer = child_of(rig.holder_pid, PACKER)
-        deadline = time.monotonic() + 20
-        while any(".pack" in str(entry.readlink()) for entry in Path(f"/proc/{packer}/fd").iterdir()):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.1)
+        await _closed(packer, ".pack")
 
 
 async def test_a_snapshot_that_is_forgotten_while_it_is_packed_leaves_no_manifest() -> None:
