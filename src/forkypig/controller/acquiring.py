@@ -35,6 +35,8 @@ from forkypig.model.pools import DEFAULT_TTL_S
 
 log = structlog.get_logger()
 
+# What perf_counter counts from: arrivals and waits are told by one clock, and so in an exact order.
+_EPOCH_S = time.time() - time.perf_counter()
 _BEHIND_S = 0.01  # the answer is on its way by then
 _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have let it run or not
 
@@ -87,13 +89,13 @@ class Acquiring:
         was removed meanwhile), HostUnreachable."""
         wish = replace(wish, ttl_s=wish.ttl_s or DEFAULT_TTL_S)
         check_lease(wish.ttl_s, wish.wait_s, wish.labels)
-        loop, began, arrived_us = asyncio.get_running_loop(), time.perf_counter(), now_us()
+        loop, began = asyncio.get_running_loop(), time.perf_counter()
         live.demand.note(loop.time())
         until, again = loop.time() + wish.wait_s, False
         while True:
             machine = await live.next_machine(max(0.0, until - loop.time()), first=again)
             waited_ms = (time.perf_counter() - began) * 1000
-            given = await self._give(live, machine, wish, _Turn(waited_ms, arrived_us))
+            given = await self._give(live, machine, wish, _Turn(waited_ms, round((_EPOCH_S + began) * 1e6)))
             if given is not None:
                 return given.acquired
             again = True
