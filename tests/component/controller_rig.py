@@ -99,9 +99,11 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-                yield Client(channel)
+                try:
+                    yield Client(channel)
+                finally:  # before its callers leave, as the daemon does
+                    await app.desk.journal.stop()
         finally:
-            await app.desk.journal.stop()
             await server.stop(0.5)
             path.unlink(missing_ok=True)
 

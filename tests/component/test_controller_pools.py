@@ -1,7 +1,7 @@
 """Pools: who gets which machine, what a lease is worth, and that nothing is left of what nobody has."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +12,14 @@ from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import pools_pb2 as pools
-from tests.component.controller_rig import Client, daemon, eventually, serving
+from tests.component.controller_rig import Client, daemon, eventually, home, serving
 from tests.component.fake_host import CREATING, FAILED, PAUSED, RUNNING, FakeHost
+
+
+@pytest.fixture
+def settings(database_url: str) -> Iterator[Settings]:
+    with home(database_url) as made:
+        yield made
 
 
 async def create(client: Client, target: int = 2, most: int = 4, source: str = "debian-12", name: str = "py") -> Any:
@@ -68,6 +74,7 @@ async def test_acquire_use_and_release(client: Client, host: FakeHost) -> None:
     assert {"pool.created", "machine.acquired", "machine.removed"} <= set(await client.events())
 
 
+@pytest.mark.parametrize("database_url", [""])  # what is tried here is the same with either engine, and costs
 async def test_two_hundred_on_a_pool_of_few_are_served_in_their_order(client: Client) -> None:
     await create(client, target=5, most=5)
     await filled(client, 5)
@@ -144,6 +151,7 @@ async def _gone(host: FakeHost, machine: str) -> bool:
     return machine not in host.machines
 
 
+@pytest.mark.parametrize("database_url", [""])  # what is tried here is the same with either engine, and costs
 async def test_a_lease_ends_when_nobody_uses_the_machine(client: Client, host: FakeHost) -> None:
     await create(client)
     await filled(client, 2)
@@ -272,6 +280,7 @@ async def test_a_refill_that_fails_is_told_and_tried_again(client: Client, host:
 # -- kill -9 of the controller -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("database_url", [""])  # what is tried here is the same with either engine, and costs
 @pytest.mark.parametrize("host_did", ["all", "half"])
 async def test_killed_while_it_fills(settings: Settings, host: FakeHost, host_did: str) -> None:
     async with daemon(settings) as (process, client):
@@ -311,6 +320,7 @@ async def test_killed_while_it_hands_a_machine_over(settings: Settings, host: Fa
         assert set(host.machines) == {m.id for m in status.machines}
 
 
+@pytest.mark.parametrize("database_url", [""])  # what is tried here is the same with either engine, and costs
 async def test_killed_while_it_removes_a_pool(settings: Settings, host: FakeHost) -> None:
     async with daemon(settings) as (process, client):
         await create(client)

@@ -29,7 +29,7 @@ from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.pools import check_lease
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
-from forkypig.errors import DeadlineExceeded, ForkyError, HostUnreachable
+from forkypig.errors import DeadlineExceeded, ForkyError, HostUnreachable, NotPossibleNow
 from forkypig.model import Acquired, Lease, Machine, MachineId
 from forkypig.model.pools import DEFAULT_TTL_S
 
@@ -106,8 +106,9 @@ class Acquiring:
         try:
             return await asyncio.shield(handing)
         except asyncio.CancelledError:
-            if not handing.cancelled():
-                handing.add_done_callback(lambda done: self._give_back(live, done))
+            if handing.cancelled():
+                raise NotPossibleNow(self._desk.journal.why_stopped) from None
+            handing.add_done_callback(lambda done: self._give_back(live, done))
             raise
 
     def _give_back(self, live: LivePool, handing: "asyncio.Future[_Given | None]") -> None:
