@@ -232,7 +232,7 @@ except OSError as error:
 DATAGRAMS = """
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE: what waits in here is not lost by a fork
 s.bind(("0.0.0.0", 7001))
 open("/run/datagrams", "w")
 while True:
@@ -244,7 +244,7 @@ while True:
 ASK_DATAGRAMS = """
 import socket, sys, threading, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+s.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE: what waits in here is not lost by a fork
 s.connect((sys.argv[1], 7001))
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), ended.set()), daemon=True).start()
