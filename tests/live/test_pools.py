@@ -42,7 +42,8 @@ def client(forky: Instance) -> Any:
 def ready(client: Forky, count: int, name: str = "py") -> Any:
     def is_so() -> Any:
         status = client.pool(name).status()
-        return status if status.ready >= count and not status.filling else None
+        wanted = min(status.wanted, status.pool.max - status.acquired)  # refills begin when nobody is being served
+        return status if status.ready >= max(count, wanted) and not status.filling else None
 
     return eventually(is_so, f"{count} ready in {name}")
 
@@ -182,17 +183,20 @@ def test_hostd_is_killed_as_it_hands_a_machine_over(forky: Instance, client: For
             faulty(forky)
             if got is None:
                 got = again.pool("py").acquire(wait_s=60)
-                eventually(lambda: _all_of_one_kind(forky, got.id), "what nobody has is there")
+                _only_theirs(forky, got.id)
             assert sh(got, "hostname") == got.name
             assert [lease.machine for lease in again.pool("py").status().leases] == [got.id]
             got.release()
 
 
-def _all_of_one_kind(forky: Instance, acquired: str) -> bool:
-    """Whether every machine but this one waits in a pool."""
-    return all(
-        each["pool"] and each["state"] == "paused" for each in forky.json("ps", "--all") if each["id"] != acquired
-    )
+def _only_theirs(forky: Instance, acquired: str) -> None:
+    """By and by every machine but this one waits in a pool."""
+
+    def are_so() -> bool:
+        machines = forky.json("ps", "--all")
+        return all(each["pool"] and each["state"] == "paused" for each in machines if each["id"] != acquired)
+
+    eventually(are_so, "what nobody has is there", 60)
 
 
 def test_a_pool_of_a_snapshot_has_its_state_and_goes_with_all_that_waits(forky: Instance, client: Forky) -> None:
