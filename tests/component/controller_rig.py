@@ -13,7 +13,14 @@ import grpc
 
 from forkypig.controller.app import controller
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc, tenants_pb2_grpc
+from forkypig.v1 import (
+    agent_pb2_grpc,
+    controller_pb2_grpc,
+    observe_pb2_grpc,
+    pools_pb2,
+    pools_pb2_grpc,
+    tenants_pb2_grpc,
+)
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire.status import rpc_errors
@@ -33,6 +40,7 @@ class Client:
         self.stub: Any = controller_pb2_grpc.ControllerStub(channel)
         self.agent: Any = agent_pb2_grpc.AgentStub(channel)
         self.pools: Any = pools_pb2_grpc.PoolsStub(channel)
+        self.observation: Any = observe_pb2_grpc.ObservationStub(channel)
         self.tenants: Any = tenants_pb2_grpc.TenantsStub(channel)
 
     def in_tenant(self, tenant: str) -> "Client":

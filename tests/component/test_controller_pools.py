@@ -63,6 +63,8 @@ async def test_acquire_use_and_release(client: Client, host: FakeHost) -> None:
     assert got.lease.pool == "py"
     assert list(await client.machines()) == [got.machine.name]
     status = await filled(client, 2)  # refilled behind it
+    usage = await client.observation.GetUsage(common.Empty(), timeout=30)
+    assert [row.pool for row in usage.machines] == ["py"] * 3
     assert [lease.machine for lease in status.leases] == [got.machine.id]
     renewed = await client.pool("Renew", pools.RenewRequest(machine=got.machine.name, ttl_s=600))
     assert renewed.expires_us > got.lease.expires_us

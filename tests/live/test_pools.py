@@ -16,7 +16,7 @@ from forkypig import errors
 from forkypig.hostd.faults import ACQUIRE_STEPS
 from forkypig.sync import Forky
 from forkypig.sync_pools import AcquiredMachine
-from tests.live.conftest import FORKY, Instance
+from tests.live.conftest import FORKY, Instance, mostly_long
 from tests.live.test_faults import faulty
 
 _WHO = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; date +%s.%N"
@@ -168,25 +168,25 @@ def test_ready_machines_outlive_the_daemons(forky: Instance, client: Forky) -> N
     forky.ok("rm", "web")
 
 
-def test_hostd_is_killed_as_it_hands_a_machine_over(forky: Instance, client: Forky) -> None:
+@pytest.mark.parametrize("step", mostly_long(ACQUIRE_STEPS, always=("acquire-run",)))
+def test_hostd_is_killed_as_it_hands_a_machine_over(forky: Instance, client: Forky, step: str) -> None:
     """Nobody was told of the machine: it goes, and the next caller gets another. One who was told keeps theirs."""
     faulty(forky)
     with Forky(home=forky.home, start=False) as again:
-        for step in ACQUIRE_STEPS:
-            ready(again, 2)
-            (forky.home / "fault").write_text(f"kill {step}")
-            got = None
-            with contextlib.suppress(errors.HostUnreachable):
-                got = again.pool("py").acquire()
-            assert got is None or step != "acquire-run"  # the record is written behind the answer, mostly
-            eventually(lambda: not (forky.home / "fault").exists(), "hostd lives")
-            faulty(forky)
-            if got is None:
-                got = again.pool("py").acquire(wait_s=60)
-                _only_theirs(forky, got.id)
-            assert sh(got, "hostname") == got.name
-            assert [lease.machine for lease in again.pool("py").status().leases] == [got.id]
-            got.release()
+        ready(again, 2)
+        (forky.home / "fault").write_text(f"kill {step}")
+        got = None
+        with contextlib.suppress(errors.HostUnreachable):
+            got = again.pool("py").acquire()
+        assert got is None or step != "acquire-run"  # the record is written behind the answer, mostly
+        eventually(lambda: not (forky.home / "fault").exists(), "hostd lives")
+        faulty(forky)
+        if got is None:
+            got = again.pool("py").acquire(wait_s=60)
+            _only_theirs(forky, got.id)
+        assert sh(got, "hostname") == got.name
+        assert [lease.machine for lease in again.pool("py").status().leases] == [got.id]
+        got.release()
 
 
 def _only_theirs(forky: Instance, acquired: str) -> None:
