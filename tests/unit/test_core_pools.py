@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from forkypig import errors
 from forkypig.core.pools import (
+    LEAST_LULL_S,
     LULL_S,
     MOST_LABELS,
     MOST_LULL_S,
@@ -60,14 +61,16 @@ def test_a_machine_that_is_recycled_is_had_once_more_than_was_there() -> None:
 
 
 def test_refills_give_way_but_not_for_ever_and_not_to_those_who_wait_for_them() -> None:
-    ready = Stock(ready=3)
-    assert put_off_s(ready, 0.0, 0.0) == LULL_S
-    assert put_off_s(ready, LULL_S, LULL_S) == 0
-    assert put_off_s(ready, 0.0, MOST_LULL_S - 0.1) == pytest.approx(0.1)
-    assert put_off_s(ready, 0.0, MOST_LULL_S + 1) == 0
-    assert 0 < put_off_s(Stock(ready=0), 0.0, 0.0) < LULL_S
-    for pressing in (Stock(ready=0, waiting=1), Stock(ready=3, owed=1)):
-        assert put_off_s(pressing, 0.0, 0.0) == 0
+    full, half, empty = (Stock(ready=count) for count in (4, 2, 0))
+    assert put_off_s(full, 4, 0.0, 0.0) == LULL_S
+    assert put_off_s(half, 4, 0.0, 0.0) == LULL_S / 2
+    assert put_off_s(empty, 4, 0.0, 0.0) == LEAST_LULL_S
+    assert put_off_s(empty, 0, 0.0, 0.0) == LEAST_LULL_S
+    assert put_off_s(full, 4, LULL_S, LULL_S) == 0
+    assert put_off_s(full, 4, 0.0, MOST_LULL_S - 0.1) == pytest.approx(0.1)
+    assert put_off_s(half, 4, 0.0, MOST_LULL_S / 2) == 0
+    for pressing in (Stock(ready=0, waiting=1), Stock(ready=4, owed=1)):
+        assert put_off_s(pressing, 4, 0.0, 0.0) == 0
 
 
 def test_demand_is_the_busiest_span_of_late() -> None:

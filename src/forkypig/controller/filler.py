@@ -61,7 +61,9 @@ class Filler:
         """Returns when a refill disturbs nobody, or has been put off for long enough."""
         loop = asyncio.get_running_loop()
         due_s = loop.time()
-        while not live.closed and (wait_s := put_off_s(live.stock, loop.time() - self._stirred_s, loop.time() - due_s)):
+        while not live.closed and (
+            wait_s := put_off_s(live.stock, live.wanted, loop.time() - self._stirred_s, loop.time() - due_s)
+        ):
             live.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
