@@ -303,6 +303,7 @@ async def test_killed_while_it_fills(settings: Settings, host: FakeHost, host_di
         assert (asked == set(host.machines)) is (host_did == "all")
 
 
+@pytest.mark.parametrize("database_url", [""])  # what is tried here is the same with either engine, and costs
 async def test_killed_while_it_hands_a_machine_over(settings: Settings, host: FakeHost) -> None:
     async with daemon(settings) as (process, client):
         await create(client, target=1, most=1)
