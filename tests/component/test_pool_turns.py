@@ -10,7 +10,7 @@ from forkypig import errors
 from forkypig.controller import peers
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import pools_pb2 as pb
-from forkypig.wire.keys import KEY
+from forkypig.wire.keys import KEY, NEW
 from tests.component.controller_rig import Client, eventually, home, rpc_errors, running_host, serving
 from tests.component.fake_host import FakeHost
 
@@ -30,11 +30,11 @@ async def create(client: Client, target: int, most: int) -> None:
     await eventually(full)
 
 
-async def acquire(client: Client, key: str, **fields: Any) -> pb.AcquireResponse:
-    """With an idempotency key."""
+async def acquire(client: Client, key: str, *more: tuple[str, str], **fields: Any) -> pb.AcquireResponse:
+    """With an idempotency key, and more metadata."""
     request = pb.AcquireRequest(**{"pool": "py", "wait_s": 10, **fields})
     with rpc_errors():
-        answer: pb.AcquireResponse = await client.pools.Acquire(request, timeout=30, metadata=[(KEY, key)])
+        answer: pb.AcquireResponse = await client.pools.Acquire(request, timeout=30, metadata=[(KEY, key), *more])
     return answer
 
 
@@ -56,6 +56,16 @@ async def test_a_request_that_comes_again_gets_the_same_machine(client: Client, 
     third = await acquire(client, "three")
     assert await acquire(client, "three") == third
     assert await eventually(lambda: _same(client, {first.machine.id, other.machine.id, third.machine.id}))
+
+
+async def test_who_says_of_a_key_that_it_is_new_when_it_is_not_gets_no_other_machine(client: Client) -> None:
+    await create(client, 2, 4)
+    first = await acquire(client, "one", NEW)
+    with pytest.raises(errors.Busy, match="this request"):
+        await acquire(client, "one", NEW)
+    assert await acquire(client, "one") == first
+    await eventually(lambda: _same(client, {first.machine.id}))
+    assert list(await client.machines()) == [first.machine.name]
 
 
 async def _same(client: Client, machines: set[str]) -> bool:
