@@ -117,10 +117,10 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
 
 
 @contextlib.contextmanager
-def home(database_url: str = "", hostd: str = "") -> Iterator[Settings]:
+def home(database_url: str = "", hostd: str = "", **fields: Any) -> Iterator[Settings]:
     """An instance of its own. Not below pytest's directory: the paths of sockets are short."""
     with tempfile.TemporaryDirectory(prefix="fp") as directory:
-        made = Settings(home=Path(directory), database_url=database_url, hostd=hostd)
+        made = Settings(home=Path(directory), database_url=database_url, hostd=hostd, **fields)
         made.run.mkdir()
         yield made
 

@@ -124,10 +124,13 @@ class Rig:
         self.client: PagerClient
         self.guests: list[GuestProcess] = []
 
-    async def start(self) -> None:
+    async def start(self, *, by_systemd: bool = False) -> None:
+        words = [sys.executable, "-m", "forkypig.pager"]
+        if by_systemd:
+            words = ["sh", "-c", f"SYSTEMD_EXEC_PID=$$ exec {' '.join(words)}"]
         environment = {**os.environ, "FORKY_HOME": str(self.home), "FORKY_LOG_LEVEL": "debug"}
         with (self.home / "pager.log").open("ab") as log:
-            self.pager = subprocess.Popen([sys.executable, "-m", "forkypig.pager"], env=environment, stderr=log)
+            self.pager = subprocess.Popen(words, env=environment, stderr=log)
         self.client = PagerClient(self.home / "run" / "pager.sock")
         deadline = time.monotonic() + 20
         while True:
@@ -315,12 +318,12 @@ class Model:
 
 
 @contextlib.asynccontextmanager
-async def running_pager() -> AsyncIterator[Rig]:
+async def running_pager(*, by_systemd: bool = False) -> AsyncIterator[Rig]:
     """A pager that is gone, with its mount and all guests, when the block ends, however it ends."""
     with tempfile.TemporaryDirectory(prefix="pager-") as name:
         rig = Rig(Path(name))
         try:
-            await rig.start()
+            await rig.start(by_systemd=by_systemd)
             yield rig
             await rig.stop()
             assert mount.device_of(rig.mountpoint) is None, "the pager left its mount"

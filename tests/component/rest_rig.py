@@ -106,8 +106,9 @@ class Rest:
 
 
 @contextlib.asynccontextmanager
-async def rest(*, token_needed: bool = False) -> AsyncIterator[Rest]:
-    with home() as settings:
+async def rest(*, token_needed: bool = False, **fields: Any) -> AsyncIterator[Rest]:
+    """`fields`: settings that are not to be the defaults."""
+    with home(**fields) as settings:
         async with (
             running_guests(settings) as host,
             serving(settings),

@@ -17,7 +17,7 @@ from forkypig.controller.store import tokens as rows
 from forkypig.daemon.settings import Settings
 from forkypig.model.access import Role
 from forkypig.v1 import auth_pb2 as pb
-from forkypig.v1 import controller_pb2
+from forkypig.v1 import common_pb2, controller_pb2, observe_pb2_grpc
 from tests.component.access_rig import Caller, Served, serving
 from tests.component.controller_rig import home, running_host
 
@@ -174,6 +174,48 @@ async def test_health_is_open_and_reflection_is_not() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as unknown:
                 await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_log_ins_that_fail_too_often_are_not_looked_up() -> None:
+    wrong = f"fp_0123456789ab_{'x' * 43}"
+    with home(listen="127.0.0.1:0", failed_logins_per_minute=3) as settings:
+        async with running_host(settings), serving(settings) as served, _plain(served) as channel:
+            known, late = await served.token("viewer"), await served.token("viewer")
+            await Caller(channel, known).call("ListMachines")
+            for _ in range(3):
+                with pytest.raises(errors.Unauthenticated):
+                    await Caller(channel, wrong).call("ListMachines")
+            for token in (wrong, late):
+                with pytest.raises(errors.TooManyRequests) as told:
+                    await Caller(channel, token).call("ListMachines")
+                assert 0 < told.value.retry_after_s <= 20
+            await Caller(channel, known).call("ListMachines")  # others behind its address do not keep it out
+            # Over our own socket what the REST API says of its callers counts, and nobody else is counted.
+            async with served.client(late) as operator:
+                await operator.call("ListMachines")
+            async with served.client(late, forky_peer="ipv4:127.0.0.1:9") as rest:
+                with pytest.raises(errors.TooManyRequests):
+                    await rest.call("ListMachines")
+            # Elsewhere nobody is believed about where they are.
+            with pytest.raises(errors.TooManyRequests):
+                await Caller(channel, wrong, forky_peer="ipv4:192.0.2.1:9").call("ListMachines")
+            assert "192.0.2.1" not in served.audit() and '"ipv4:127.0.0.1:9"' in served.audit()
+
+
+async def test_a_token_for_metrics_reads_them_and_nothing_else(served: Served) -> None:
+    request = pb.CreateTokenRequest(role="metrics")
+    async with served.client(await served.token("admin")) as admin:
+        with pytest.raises(errors.PermissionDenied):  # it shows all tenants' machines
+            await admin.auth("CreateToken", request)
+    async with served.client() as operator:
+        text = (await operator.auth("CreateToken", request)).secret
+    async with served.client(text) as prometheus:
+        stub = observe_pb2_grpc.ObservationStub(prometheus.channel)
+        assert "forky_machines" in (await stub.GetMetrics(common_pb2.Empty(), metadata=prometheus.metadata)).text
+        for call in (prometheus.call("ListMachines"), prometheus.auth("WhoAmI")):
+            with pytest.raises(errors.PermissionDenied, match="you have «metrics»"):
+                await call
+    assert "GetMetrics" not in served.audit()
 
 
 def _plain(served: Served) -> grpc.aio.Channel:

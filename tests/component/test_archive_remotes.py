@@ -269,6 +269,8 @@ def test_an_object_store_that_is_not_there_or_refuses(s3: Environment, monkeypat
     with pytest.raises(InvalidRequest, match="AWS_ACCESS_KEY_ID"):
         Remote.open("s3://pigs/x", {})
     monkeypatch.setattr("forkypig.archive.remote._RETRY", {"max_retries": 0})
+    with pytest.raises(InvalidRequest, match="there is no bucket for s3://none/x"):
+        Remote.open("s3://none/x", s3, make=True).list("indexes", ".index")
     with pytest.raises(HostUnreachable, match="s3://pigs/x"):
         Remote.open("s3://pigs/x", s3 | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
 

@@ -5,6 +5,7 @@ import errno
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ async def test_full_files_are_compressed_and_the_oldest_go(tmp_path: Path) -> No
             await asyncio.sleep(0.02)
     await audit.close()
     audit = AuditLog(tmp_path / "audit", file_bytes=4000, files=3)
-    kept = sorted(path.name for path in audit._directory.iterdir())
+    kept = sorted(path.name for path in audit._directory.glob("audit*"))
     assert kept[-1] == "audit.jsonl"
     assert 3 <= len([name for name in kept if name.endswith((".gz", ".jsonl"))]) <= 5
     for path in audit._directory.glob("*.gz"):
@@ -157,10 +158,36 @@ async def test_a_full_disk_refuses_what_would_not_be_told_of(tmp_path: Path, mon
     audit.write(entry(0))
     audit.write(entry(1))
     with pytest.raises(errors.ResourceExhausted, match="free space"):
-        audit.check("/forkypig.v1.Controller/Fork")
-    audit.check("/forkypig.v1.Controller/RemoveMachine")
-    audit.check("/forkypig.v1.Controller/ListMachines")
+        audit.begin("/forkypig.v1.Controller/Fork", entry(2))
+    assert audit.begin("/forkypig.v1.Controller/RemoveMachine", entry(2)) == 0
     room = 1 << 20
-    audit.check("/forkypig.v1.Controller/Fork")
+    assert audit.begin("/forkypig.v1.Controller/Fork", entry(2)) > 0
     assert [each async for each in audit.read(0, follow=False)] == [entry(0), entry(1)]
+    await audit.close()
+
+
+async def test_what_was_under_way_at_a_kill_is_told_by_the_next(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path, file_bytes=1 << 20, files=1)
+    method = "/forkypig.v1.Controller/Fork"
+    audit.begin(method, entry(1))
+    second, third = audit.begin(method, entry(2)), audit.begin(method, entry(3))
+    audit.write(entry(2), second)
+    audit.write(entry(0))  # of one that only looked
+    with (tmp_path / "begun.json").open("ab") as file:
+        file.write(b'{"n": 9, "tim')  # torn
+    for _ in range(2):  # it is told once
+        audit = AuditLog(tmp_path, file_bytes=1 << 20, files=1)
+        told = [each async for each in audit.read(0, follow=False)]
+        lost = [replace(entry(number), result="INTERRUPTED") for number in (1, 3)]
+        assert told == [entry(2), entry(0), *lost]
+    assert third
+    assert (tmp_path / "begun.json").stat().st_size == 0
+    await audit.close()
+
+
+async def test_what_is_noted_of_calls_under_way_does_not_grow(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path, file_bytes=64 << 20, files=1)
+    for number in range(1000):
+        audit.write(entry(number), audit.begin("/forkypig.v1.Controller/Fork", entry(number)))
+    assert (tmp_path / "begun.json").stat().st_size < 65 << 10
     await audit.close()

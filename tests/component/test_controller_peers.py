@@ -80,6 +80,21 @@ async def test_two_at_once_see_one_state(first: Settings, second: Settings, host
 
 
 @pytest.mark.usefixtures("patient")
+async def test_one_template_is_made_whoever_wants_it(first: Settings, second: Settings, host: FakeHost) -> None:
+    async with serving(first) as one, serving(second) as other:
+        stall = host.stall("MakeTemplate")
+        runs = [asyncio.create_task(one.run("a"))]
+        await stall.reached.wait()
+        runs.append(asyncio.create_task(other.run("b")))
+        await asyncio.sleep(0.5)
+        assert len(host.calls["MakeTemplate"]) == 1
+        stall.go.set()
+        a, b = await asyncio.gather(*runs)
+        assert len(host.calls["MakeTemplate"]) == 1
+        assert a.snapshot == b.snapshot
+
+
+@pytest.mark.usefixtures("patient")
 async def test_operation_of_another_is_left_alone_and_shown(first: Settings, second: Settings, host: FakeHost) -> None:
     async with serving(first) as leader, serving(second) as follower:
         await leader.run("web")

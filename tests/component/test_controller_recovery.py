@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import resource
 import signal
 import sqlite3
@@ -72,10 +73,16 @@ async def test_killed_while_the_host_goes_on(
 ) -> None:
     monkeypatch.setattr(reconciler, "_AGAIN_S", 0.1)
     request = await crash_in(settings, host, "BootMachine", lambda c: c.run("web", cold_boot=True))
+    assert "RunMachine" not in (settings.audit / "audit.jsonl").read_text()
     (await host._do_BootMachine(request)).state = CREATING
     async with serving(settings) as client:
         await asyncio.sleep(0.4)
         assert states(await client.machines()) == {"web": "CREATING"}
+        # What the killed one did not live to write down the next one tells.
+        told = [json.loads(line) for line in (settings.audit / "audit.jsonl").read_text().splitlines()]
+        assert [(line["who"], line["about"], line["result"]) for line in told if "RunMachine" in line["method"]] == [
+            ("operator", "name=web", "INTERRUPTED")
+        ]
         host.change(request.machine, state=RUNNING)
         await settled(client, {"web": "RUNNING"})
 

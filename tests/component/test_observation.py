@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from forkypig import errors
 from forkypig.controller import metrics
 from forkypig.controller.app import controller
 from forkypig.controller.following import follow
+from forkypig.controller.gate import OPERATOR
 from forkypig.controller.observe_service import seen_by
 from forkypig.controller.store import Store, events
 from forkypig.daemon.settings import Settings
@@ -223,21 +225,36 @@ async def test_metrics_of_many_machines_are_bounded(
     assert f"forky_machine_cpu_seconds_total|{web.id}|web|default" not in found  # it has the least memory
 
 
-async def test_metrics_by_http(settings: Settings, host: FakeHost, unused_tcp_port: int) -> None:
+async def test_metrics_by_http_take_a_token(settings: Settings, host: FakeHost, unused_tcp_port: int) -> None:
     where = f"127.0.0.1:{unused_tcp_port}"
-    async with controller(settings.model_copy(update={"metrics": where})):
-        answers = await asyncio.gather(*(asyncio.to_thread(_get, f"http://{where}/metrics") for _ in range(4)))
+    url = f"http://{where}/metrics"
+    async with controller(settings.model_copy(update={"metrics": where, "failed_logins_per_minute": 3})) as app:
+        _, token = await app.access.tokens.create(OPERATOR, "", "", Role.METRICS, 0)
+        answers = await asyncio.gather(*(asyncio.to_thread(_get, url, token) for _ in range(4)))
         assert all("forky_fork_pause_seconds_bucket" in answer for answer in answers)
+        _, admin = await app.access.tokens.create(OPERATOR, "", "", Role.ADMIN, 0)
+        refused = [("", 401), (f"fp_0123456789ab_{'x' * 43}", 401), (admin, 403), ("", 401), ("", 429), (admin, 403)]
+        for given, status in refused:  # whoever has come in is not kept out by who fails from the same address
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                await asyncio.to_thread(_get, url, given)
+            assert caught.value.code == status
+        assert "forky_build_info" in await asyncio.to_thread(_get, url, token)
+        lines = [json.loads(line) for line in (settings.audit / "audit.jsonl").read_text().splitlines()]
+        assert [line["result"] for line in lines] == [
+            *("UNAUTHENTICATED", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+            *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED"),
+        ]
         (settings.home / "b").mkdir()
         with pytest.raises(errors.NotPossibleNow, match="can't be served at FORKY_METRICS"):
             async with controller(settings.model_copy(update={"metrics": where, "home": settings.home / "b"})):
                 pass
     with pytest.raises(OSError, match="refused"):
-        await asyncio.to_thread(_get, f"http://{where}/metrics")
+        await asyncio.to_thread(_get, url, "")
 
 
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+def _get(url: str, token: str) -> str:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=20) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -251,7 +268,7 @@ async def test_metrics_are_not_shown_to_the_network(settings: Settings) -> None:
     _, said = await asyncio.wait_for(child.communicate(), 60)
     assert child.returncode == 1
     assert said.decode().count("\n") == 1, said
-    assert "use 127.0.0.1:9464, and let a proxy" in said.decode()
+    assert "use 127.0.0.1:9464, or the REST API" in said.decode()
 
 
 async def test_the_dashboard_asks_for_what_there_is(client: Client, forky: Forky) -> None:

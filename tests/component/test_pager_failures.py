@@ -3,12 +3,17 @@
 import asyncio
 import os
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from forkypig.chunks.crypt import Key
+from forkypig.chunks.store import Store
 from forkypig.errors import AlreadyExists, InvalidRequest, NotFound, NotPossibleNow, ResourceExhausted
 from forkypig.model.ids import SnapshotId, new_snapshot_id
+from forkypig.pager import mount, succession
 from forkypig.v1 import pager_pb2
 from tests.component.pager_rig import PAGE, Rig, running_pager
 
@@ -200,3 +205,18 @@ async def test_a_load_is_pushed_to_the_next_generation() -> None:
         assert [await asyncio.to_thread(shell.read, offset, 12) for offset in offsets] == expected
         served = {s.snapshot: s.reads for s in (await rig.client.status()).snapshots}
         assert served[child] == 0, "pages that were pushed were read again"
+
+
+async def test_a_store_of_another_key_is_told_once(tmp_path: Path) -> None:
+    Store.open(tmp_path / "store", Key(b"k" * 32))
+    pager = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "forkypig.pager"),
+        env={**os.environ, "FORKY_HOME": str(tmp_path)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await asyncio.wait_for(pager.communicate(), 20)
+    assert pager.returncode == succession.CAN_NOT_BE
+    assert b"takes a home with that key (FORKY_STORE_KEY)" in said
+    assert b"Traceback" not in said
+    assert said.count(b"can't serve") == 1
+    assert mount.device_of(tmp_path / "memory") is None

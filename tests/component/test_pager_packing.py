@@ -188,14 +188,31 @@ async def test_a_packer_stays_for_the_next_job_and_is_replaced_when_it_was_kille
         assert await rig.state(snapshots[3]) == PACKED
 
 
-async def test_a_store_without_jobs_holds_no_packs_that_were_collected() -> None:
+async def test_a_packer_keeps_the_store_open_but_no_pack_that_was_collected() -> None:
     async with running_pager() as rig:
-        snapshot, _ = await _frozen(rig)
-        other, _ = await _frozen(rig, parent=snapshot)
-        await rig.pack(snapshot)
-        await rig.pack(other)
-        packer = child_of(rig.holder_pid, PACKER)
-        await _closed(packer, ".pack")
+        snapshot: SnapshotId | None = None
+        for _ in range(3):  # each time pages are looked for in the packs before
+            guest = await asyncio.to_thread(rig.guest, snapshot, SIZE)
+            await asyncio.to_thread(guest.dirty, 0, 10 * PAGE)
+            snapshot = await rig.split(guest, snapshot, SIZE)
+            await rig.pack(snapshot)
+        process = Path("/proc") / str(child_of(rig.holder_pid, PACKER))
+
+        def held() -> str:
+            """Packs that it has open or mapped; removed ones are called deleted."""
+            return (
+                " ".join(str(entry.readlink()) for entry in (process / "fd").iterdir()) + (process / "maps").read_text()
+            )
+
+        first, second, _ = sorted((rig.home / "store" / "packs").glob("*.pack"))
+        assert first.name in held()
+        assert second.name in held()
+        first.unlink()
+        deadline = time.monotonic() + 20
+        while first.name in held():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert second.name in held()
 
 
 async def test_a_snapshot_that_is_forgotten_while_it_is_packed_leaves_no_manifest() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from forkypig.errors import HostUnreachable
 from forkypig.model.ids import new_snapshot_id
+from forkypig.pager import holder as holding
 from forkypig.v1 import pager_pb2
 from tests.component.pager_rig import PAGE, Model, Rig, drop_cache, running_pager
 
@@ -130,6 +131,40 @@ async def test_keepers_die_and_nobody_notices() -> None:
                 assert time.monotonic() < deadline
         assert await reader == bytes(5)
         assert rig.holder_pid != holder
+
+
+async def test_under_systemd_the_next_keeper_is_systemds() -> None:
+    """Or two would be started, and systemd's could lose again and again."""
+    async with running_pager(by_systemd=True) as rig:
+        holder = rig.holder_pid
+        await rig.kill_keeper()
+        await asyncio.sleep(holding._NEXT_KEEPER_S + 1.0)
+        assert rig.keeper_pid == 0
+        assert (await rig.client.status()).pager.pid == holder
+        await rig.client.__aexit__(None, None, None)
+        await rig.start(by_systemd=True)
+        await rig.next_keeper()
+        assert (await rig.client.status()).pager.pid == holder == rig.holder_pid
+
+
+async def test_a_spoilt_config_ends_nobody() -> None:
+    """It may be written while all runs; who goes on for another does not read it."""
+    async with running_pager() as rig:
+        guest = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(guest.write, 0, b"frozen")
+        snapshot = await rig.split(guest, None, SIZE)
+        (rig.home / "config.toml").write_text("this is not = [toml")
+        holder = await _kill_holder(rig)
+        assert await rig.content(snapshot, 0, 6) == b"frozen"
+        await rig.kill_keeper()
+        await rig.next_keeper()
+        await _kill_holder(rig, holder)
+        await asyncio.to_thread(drop_cache, rig.file(snapshot))
+        assert await rig.content(snapshot, 0, 6) == b"frozen"
+        deadline = time.monotonic() + 20
+        while await rig.state(snapshot) != FROZEN:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
 
 
 async def test_what_was_forgotten_is_not_taken_over() -> None:

@@ -1,9 +1,10 @@
 """`python -m forkypig.rest`: where it listens, where it refuses to, and that `forky up` and `down` look after it."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import ssl
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from forkypig import errors
+from forkypig.certificates.authority import Authority
 from forkypig.daemon.home import Home
 from forkypig.daemon.settings import Settings
 from forkypig.rest.server import run
@@ -78,7 +80,7 @@ class Running:
         while not mark.exists() or not mark.read_text():
             assert self.process.returncode is None, (await self.process.communicate())[1].decode()
             await asyncio.sleep(0.05)
-        return mark.read_text().strip()
+        return mark.read_text().strip().removeprefix("unix:")
 
     async def __aexit__(self, *_: object) -> None:
         assert self.process is not None
@@ -102,40 +104,55 @@ async def test_where_it_listens(settings: Settings, checking: grpc.aio.Server) -
             assert (await http.get("http://forky/v1/machines")).json() == []
     assert not Path(address).exists()
     async with Running(settings, FORKY_REST="127.0.0.1:0") as address, httpx.AsyncClient() as http:
-        url = f"http://{address}/v1/machines"
+        url = f"{address}/v1/machines"
         assert (await http.get(url)).status_code == 401
         assert (await http.get(url, headers={"Authorization": "Bearer fp_good"})).status_code == 200
         # What the controller says of a token that it does not know.
         assert (await http.get(url, headers={"Authorization": "Bearer fp_bad"})).status_code in (401, 500)
 
 
-async def test_tls(settings: Settings, checking: grpc.aio.Server, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
-    subprocess.run(
-        [
-            *(
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "1",
-            ),
-            *("-subj", "/CN=forky", "-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    names = {"FORKY_REST_CERTIFICATE": str(certificate), "FORKY_REST_KEY": str(key)}
-    trust = ssl.create_default_context(cafile=str(certificate))
-    async with Running(settings, FORKY_REST="0.0.0.0:0", **names) as address:
-        url = f"https://127.0.0.1:{address.rpartition(':')[2]}/v1/machines"
+async def test_tls_with_the_certificates_of_auth_init(settings: Settings, checking: grpc.aio.Server) -> None:
+    authority = Authority(settings.auth)
+    authority.make(["127.0.0.1"])
+    trust = ssl.create_default_context(cafile=str(authority.certificate))
+    good = {"Authorization": "Bearer fp_good"}
+    async with Running(settings, FORKY_REST="0.0.0.0:0") as address:
+        host, port = "127.0.0.1", int(address.rpartition(":")[2])
+        assert address.startswith("https://")
+
+        def shown() -> str:
+            return ssl.get_server_certificate((host, port))
+
+        first = await asyncio.to_thread(shown)
+        assert first == authority.server_certificate.read_text()
         async with httpx.AsyncClient(verify=trust) as http:
-            assert (await http.get(url, headers={"Authorization": "Bearer fp_good"})).status_code == 200
+            url = f"https://{host}:{port}/v1/machines"
+            assert (await http.get(url, headers=good)).status_code == 200
+            # `forky auth renew`: new connections see the new one, those that are open go on.
+            authority.renew()
+            assert (await http.get(url, headers=good)).status_code == 200
+        assert await asyncio.to_thread(shown) == authority.server_certificate.read_text() != first
+        async with httpx.AsyncClient(verify=trust) as http:
+            assert (await http.get(url, headers=good)).status_code == 200
+
+
+async def test_one_that_dies_is_followed_by_the_next(settings: Settings, checking: grpc.aio.Server) -> None:
+    running = Running(settings, FORKY_REST="unix")
+    async with running as address:
+        assert running.process is not None
+        children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+        first = int(children.read_text())
+        os.kill(first, signal.SIGKILL)
+        async with (
+            asyncio.timeout(30),
+            httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=address, retries=0)) as http,
+        ):
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    assert (await http.get("http://forky/v1/health")).status_code == 200
+                    break
+                await asyncio.sleep(0.05)
+        assert int(children.read_text()) != first
 
 
 async def test_where_it_does_not(settings: Settings) -> None:
@@ -184,7 +201,19 @@ async def test_up_and_down(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
         await local.up(place)
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(place.socket("rest")))) as http:
             assert (await http.get("http://forky/v1/health")).json() == {"status": "ok"}
+        # It is seen, and one that is gone with its keeper comes back where it was, also from another environment.
+        found = await local.status(place)
+        assert found.rest is not None and found.rest_address == f"unix:{place.socket('rest')}"
+        assert local.all_run(place)
+        os.kill(found.rest.pid, signal.SIGKILL)
+        while pids.running_pid(place.pid_file("rest")) is not None:
+            await asyncio.sleep(0.02)
+        assert not local.all_run(place) and "died" in (await local.status(place)).rest_error
+        monkeypatch.delenv("FORKY_REST")
+        await local.up(place)
+        assert (await local.status(place)).rest is not None
     finally:
         await shutdown.down(place)
     assert pids.running_pid(place.pid_file("rest")) is None
     assert not place.socket("rest").exists()
+    assert (await local.status(place)).rest_error == ""

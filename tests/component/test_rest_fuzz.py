@@ -38,10 +38,12 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
-EXAMPLES = int(os.environ.get("FORKY_FUZZ_EXAMPLES", "2"))  # of each operation
+EXAMPLES = int(os.environ.get("FORKY_FUZZ_EXAMPLES", "4"))  # of each operation
 schema = schemathesis.openapi.from_dict(make_app(None, token_needed=False).openapi()).exclude(
     name="PUT /v1/machines/{machine}/archive"
 )
+# Some fifty more of each operation, by rule and not by chance: half a minute.
+schema.config.phases.coverage.enabled = bool(os.environ.get("FORKY_TEST_LONG"))
 
 
 class Served(threading.Thread):

@@ -38,7 +38,7 @@ class _Unit(dict[str, list[str]]):
 
 
 def test_units_start_what_forky_up_starts() -> None:
-    for daemon in local.DAEMONS:
+    for daemon in (*local.DAEMONS, local.REST):
         words = _Unit(f"forky-{daemon}")["ExecStart"][0].split()
         assert words == [f"{_INSTALLED}/bin/python", *local.daemon_argv(daemon)[1:]]
 

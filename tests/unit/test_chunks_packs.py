@@ -74,6 +74,26 @@ def test_each_content_is_stored_once(tmp_path_factory: pytest.TempPathFactory, o
     assert sum(len(store.pack(number)) for number in store.numbers) == len(seen.keys() - {0})
 
 
+def test_a_store_that_stays_open_finds_what_a_new_one_finds(tmp_path: Path) -> None:
+    """Packs come, by it and by others, and go."""
+    stays = Store.open(tmp_path)
+    other = Store.open(tmp_path)
+    contents = [b"%d" % number for number in range(60)]
+    for number, content in enumerate(contents):
+        with (stays if number % 3 else other).writer() as writer:
+            writer.add_contents([content, b"all have it"])
+            writer.commit()
+        if number % 10 == 9:
+            with stays.locked():
+                other.remove_packs([stays.numbers[number // 20]])
+        stays.refresh()
+        wanted = as_hashes([blake3(each).digest() for each in [*contents, b"all have it"]])
+        found, anew = stays.find(wanted), Store.open(tmp_path).find(wanted)
+        assert ((found == 0) == (anew == 0)).all()
+        assert (stays.hashes(found[found != 0]) == wanted[found != 0]).all()
+    assert 0 < np.count_nonzero(found) < len(found)
+
+
 def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     with pytest.raises(ZeroDivisionError), store.writer() as writer:
@@ -215,9 +235,9 @@ def test_the_right_key_and_no_other(tmp_path: Path) -> None:
     make(tmp_path / "sealed", key=KEY)
     make(tmp_path / "plain")
     for name, key, words in (
-        ("sealed", None, "set FORKY_STORE_KEY"),
+        ("sealed", None, "takes a home with that key"),
         ("sealed", Key(b"x" * 32), "and FORKY_STORE_KEY is key"),
-        ("plain", KEY, "unset FORKY_STORE_KEY"),
+        ("plain", KEY, "takes a home without a key"),
     ):
         with pytest.raises(InvalidRequest, match=words):
             Store.open(tmp_path / name, key)

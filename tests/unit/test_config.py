@@ -53,7 +53,7 @@ def test_what_is_set_keeps_comments_and_types(home: Home) -> None:
         ("shells", "many", "shells can't be «many»: input should be a valid integer"),
         ("shells", "-1", "greater than or equal to 0"),
         ("accelerator", "hvf", "input should be 'auto', 'kvm' or 'tcg'"),
-        ("metrics", "0.0.0.0:1", "let a proxy with TLS"),
+        ("metrics", "0.0.0.0:1", "which has TLS"),
         ("pack_in_background", "maybe", "valid boolean"),
         ("shels", "1", "there is no setting «shels»: `forky config ls`"),
         ("home", "/tmp", "set the variable FORKY_HOME"),

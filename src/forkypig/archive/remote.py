@@ -218,6 +218,8 @@ class _Errors:
             raise InvalidRequest(f"{self._url} refuses us: check the keys that are set ({_said(error)})") from error
         if isinstance(error, exceptions.BaseError | OSError):
             said = _said(error)
+            if "NoSuchBucket" in str(error):
+                raise InvalidRequest(f"there is no bucket for {self._url}: make it, or name another") from error
             if "No space left" in said or "quota" in said.lower():
                 raise ResourceExhausted(f"no room for {self._where}: free some there ({said})") from error
             raise HostUnreachable(f"{self._where} can't be read or written: {said}") from error

@@ -16,6 +16,7 @@ from forkypig.model import SnapshotId
 
 _CHUNKS_TOGETHER = 256
 _REGIONS_TOGETHER = 64
+_REGION_MIB = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,35 +117,43 @@ class _Check:
         except Damaged as error:
             self._problems.append(Problem(snapshot, str(error)))
             return
-        self._about(snapshot, "pieces of its device state", manifest.devices.hashes())
+        self._tell(snapshot, "pieces of its device state", *self._count(manifest.devices.hashes()))
         self._section(snapshot, "memory", manifest.memory, manifest)
         self._section(snapshot, "disk", manifest.disk, manifest)
 
     def _section(self, snapshot: SnapshotId, name: str, section: Section, manifest: Manifest) -> None:
-        self._about(snapshot, f"blocks of its {name}", section.block_hashes())
-        entries: list[Hashes] = []
+        lost: list[int] = []
+        missing = damaged = 0
+        needs_base = False
         for first in range(0, section.regions, _REGIONS_TOGETHER):
+            entries: list[Hashes] = []
             for region in range(first, min(first + _REGIONS_TOGETHER, section.regions)):
                 try:
                     entries += section.page_hashes(self._store, [region])
-                except Damaged as error:
-                    self._problems.append(
-                        Problem(snapshot, f"2 MiB of its {name} at region {region} are lost: {error}")
-                    )
+                except (Damaged, NotFound):
+                    lost.append(region)
             if entries:
                 together = np.concatenate(entries)
                 zero, base = kinds(together)
-                if base.any() and manifest.base is None:
-                    self._problems.append(Problem(snapshot, f"its {name} has pages of a base image, but names none"))
-                self._about(snapshot, f"pages of its {name}", together[~zero & ~base])
-                entries.clear()
+                needs_base |= bool(base.any())
+                found = self._count(together[~zero & ~base])
+                missing, damaged = missing + found[0], damaged + found[1]
+        if needs_base and manifest.base is None:
+            self._problems.append(Problem(snapshot, f"its {name} has pages of a base image, but names none"))
+        if lost:
+            where = f"the first at {lost[0] * _REGION_MIB} MiB"
+            text = f"{len(lost) * _REGION_MIB} MiB of its {name} are lost with the blocks that describe them, {where}"
+            self._problems.append(Problem(snapshot, text))
+        self._tell(snapshot, f"pages of its {name}", missing, damaged)
 
-    def _about(self, snapshot: SnapshotId, what: str, hashes: Hashes) -> None:
+    def _count(self, hashes: Hashes) -> tuple[int, int]:
+        """How many of these are missing, and how many are damaged."""
         references = self._store.find(hashes)
-        missing = int(np.count_nonzero(~is_packed(references)))
-        if missing:
-            self._problems.append(Problem(snapshot, f"{missing} {what} are missing"))
         order = np.arange(len(self._bad), dtype=np.uint32)
-        damaged = int(np.count_nonzero(find_in(keys_of(self._bad), order, self._bad, hashes) >= 0))
-        if damaged:
-            self._problems.append(Problem(snapshot, f"{damaged} {what} are damaged"))
+        damaged = find_in(keys_of(self._bad), order, self._bad, hashes) >= 0
+        return int(np.count_nonzero(~is_packed(references))), int(np.count_nonzero(damaged))
+
+    def _tell(self, snapshot: SnapshotId, what: str, missing: int, damaged: int) -> None:
+        for count, how in ((missing, "missing"), (damaged, "damaged")):
+            if count:
+                self._problems.append(Problem(snapshot, f"{count} {what} are {how}"))

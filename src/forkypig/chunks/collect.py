@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from forkypig.chunks import durable, faults, manifest_file
-from forkypig.chunks.format import Hashes, Mask, References, as_hashes, is_packed, packs_of, positions_of
+from forkypig.chunks.format import (
+    Hashes,
+    Mask,
+    References,
+    as_hashes,
+    is_packed,
+    pack_path,
+    packs_of,
+    positions_of,
+)
 from forkypig.chunks.manifest import Manifest
 from forkypig.chunks.section import Section, kinds, read_hashes
 from forkypig.chunks.store import Store
@@ -86,22 +95,41 @@ def collect(
 
 
 def mark(store: Store, manifests: Iterable[Manifest]) -> dict[int, Mask]:
-    """For each pack which chunks the manifests need. Raises Damaged when a block can't be read; missing pages are no
-    error."""
-    used = {number: np.zeros(len(store.pack(number)), np.bool_) for number in store.numbers}
+    """For each pack which chunks the manifests need, but for packs that can't be opened. Raises Damaged when a block
+    can't be read, or something is missing that such a pack may have; else missing pages are no error."""
+    used = {number: np.zeros(len(store.pack(number)), np.bool_) for number in store.numbers if _opens(store, number)}
+    broken = [f"{number:016x}" for number in store.numbers if number not in used]
+
+    def need(hashes: Hashes) -> None:
+        references = store.find(hashes)
+        if broken and not is_packed(references).all():
+            raise Damaged(
+                f"pack {', '.join(broken)} can't be opened, and there are snapshots that need what it holds: nothing "
+                "was collected; remove those that `forky fsck` names, and collect again"
+            )
+        mark_references(used, references)
+
     blocks: set[bytes] = set()
     for manifest in manifests:
-        mark_references(used, store.find(manifest.devices.hashes()))
+        need(manifest.devices.hashes())
         for section in (manifest.memory, manifest.disk):
             blocks.update(_rows(section))
     ordered = sorted(blocks)
     for first in range(0, len(ordered), _BLOCKS_TOGETHER):
         hashes = as_hashes(ordered[first : first + _BLOCKS_TOGETHER])
-        mark_references(used, store.find(hashes))
+        need(hashes)
         entries = as_hashes(read_hashes(store, hashes))
         zero, base = kinds(entries)
-        mark_references(used, store.find(entries[~zero & ~base]))
+        need(entries[~zero & ~base])
     return used
+
+
+def _opens(store: Store, number: int) -> bool:
+    try:
+        store.pack(number)
+    except Damaged:
+        return False
+    return True
 
 
 def mark_references(used: dict[int, Mask], references: References) -> None:
@@ -140,6 +168,7 @@ class _Collection:
         for references in also_keep:
             mark_references(used, references)
         faults.reach("collect-marked")
+        self._remove_broken([number for number in store.numbers if number not in used])
         unused = [number for number, mask in used.items() if not mask.any()]
         twice = {number: table for number in unused if (table := self._elsewhere(number, used)).any()}
         self._remove([number for number in unused if number not in twice])
@@ -184,7 +213,7 @@ class _Collection:
         groups: list[list[int]] = []
         small: list[int] = []
         for number in self._store.numbers:
-            if not used[number].any():
+            if number not in used or not used[number].any():
                 continue  # it goes whole
             pack = self._store.pack(number)
             if pack.data_bytes < SMALL_BYTES:
@@ -248,6 +277,13 @@ class _Collection:
             self._freed += pack.size_bytes
             self._dropped += len(pack) - (int(np.count_nonzero(used[number])) if used else 0)
         self._removed += len(numbers) if used is None else 0
+        if not self._dry_run:
+            self._store.remove_packs(numbers)
+
+    def _remove_broken(self, numbers: list[int]) -> None:
+        """Packs that can't be opened, and that nothing needs."""
+        self._freed += sum(pack_path(self._store.directory, number).stat().st_size for number in numbers)
+        self._removed += len(numbers)
         if not self._dry_run:
             self._store.remove_packs(numbers)
 

@@ -61,9 +61,13 @@ def check_key(found: bytes, key: Key | None, what: str) -> None:
     if found == (key.id if key else NO_KEY_ID):
         return
     if key is None:
-        raise InvalidRequest(f"{what} is encrypted with key {found.hex()}: set FORKY_STORE_KEY to the file of that key")
+        raise InvalidRequest(
+            f"{what} is encrypted with key {found.hex()}: it takes a home with that key (FORKY_STORE_KEY)"
+        )
     if found == NO_KEY_ID:
-        raise InvalidRequest(f"{what} is not encrypted, but a key ({key.id.hex()}) is set: unset FORKY_STORE_KEY")
+        raise InvalidRequest(
+            f"{what} is not encrypted: it takes a home without a key (FORKY_STORE_KEY is {key.id.hex()})"
+        )
     raise InvalidRequest(f"{what} is encrypted with key {found.hex()}, and FORKY_STORE_KEY is key {key.id.hex()}")
 
 

@@ -56,6 +56,7 @@ class Store:
         self._numbers: list[int] = []
         self._small: SmallPacks | None = None  # made when something is searched
         self._large: list[int] = []
+        self._sorted_out: set[int] = set()  # what these two know of
         self._hits: dict[int, int] = {}
         self.damaged: dict[int, str] = {}  # packs that can't be opened, and why: what they hold is missing
 
@@ -83,7 +84,7 @@ class Store:
         """Sees packs that others added, and lets those go that are no longer there."""
         names = [entry.name for entry in (self.directory / "packs").iterdir()]
         numbers = sorted(number for name in names if (number := pack_number(name)) is not None)
-        if numbers != self._numbers:
+        if not self._sorted_out <= set(numbers):
             self._small = None
         self._numbers = numbers
         for number in self._packs.keys() - set(numbers):
@@ -113,16 +114,14 @@ class Store:
 
         Packs that had most of what was asked lately are looked into first: a snapshot's pages are mostly in a few. A
         pack whose index is damaged has nothing: what else the store holds stays usable."""
-        if self._small is None:
-            self._sort_out()
-        assert self._small is not None
+        small = self._sort_out()
         found = np.zeros(len(hashes), np.uint64)
         left = np.arange(len(hashes))
         for number in sorted([_SMALL, *self._large], key=lambda number: (-self._hits.get(number, 0), -number)):
             if not len(left):
                 break
             if number == _SMALL:
-                references = self._small.find(hashes[left])
+                references = small.find(hashes[left])
             else:
                 positions = self._packs[number].index.find(hashes[left])
                 references = np.where(positions == ABSENT, 0, positions | number << 32).astype(np.uint64)
@@ -133,11 +132,16 @@ class Store:
             left = left[~here]
         return found
 
-    def _sort_out(self) -> None:
-        """Opens all packs: the small ones are searched together."""
+    def _sort_out(self) -> SmallPacks:
+        """Opens all packs that it does not know of: the small ones are searched together."""
+        if self._small is None:
+            self._small, self._large, self._sorted_out = SmallPacks({}), [], set()
+        if len(self._sorted_out) == len(self._numbers):
+            return self._small
         small: dict[int, PackIndex] = {}
-        self._large = []
         for number in self._numbers:
+            if number in self._sorted_out:
+                continue
             try:
                 pack = self.pack(number)
             except NotFound:  # collected since we last looked
@@ -149,7 +153,9 @@ class Store:
                 small[number] = pack.index
             else:
                 self._large.append(number)
-        self._small = SmallPacks(small)
+        self._small.add(small)
+        self._sorted_out = set(self._numbers)
+        return self._small
 
     def read(self, references: Sequence[int]) -> list[bytes]:
         """The content of each chunk, verified; for reference 0 a page of zeros. Raises Damaged, NotFound.

@@ -5,17 +5,16 @@ import time
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forkypig import errors
-from forkypig.cli import durations, printing
+from forkypig.cli import documents, durations, printing
 from forkypig.cli.runtime import connected, perform
 
 if TYPE_CHECKING:
     from forkypig.certificates.authority import Authority
-    from forkypig.sdk.access import Token
     from forkypig.sdk.client import Forky
 
 auth = typer.Typer(help="Say who may come in.", no_args_is_help=True, rich_markup_mode=None)
@@ -26,14 +25,20 @@ auth.add_typer(cert, name="cert")
 
 
 class _Role(Enum):
-    """Each includes those before it."""
+    """Each includes those before it, but for METRICS."""
 
+    METRICS = "metrics"
     VIEWER = "viewer"
     USER = "user"
     ADMIN = "admin"
 
 
-RoleOption = Annotated[_Role, typer.Option("--role", help="What they may do.", case_sensitive=False)]
+RoleOption = Annotated[
+    _Role,
+    typer.Option(
+        "--role", help="What they may do; metrics is for Prometheus, and does nothing else.", case_sensitive=False
+    ),
+]
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose things they see. Default: yours.")]
 Hosts = Annotated[
     list[str] | None,
@@ -100,7 +105,7 @@ def whoami(as_json: printing.Json = False) -> None:
 
     async def work(forky: "Forky") -> None:
         who = await forky.whoami()
-        fields = {"name": who.name, "tenant": who.tenant, "role": who.role.value, "operator": who.operator}
+        fields = documents.principal(who)
         if as_json:
             printing.document(fields)
         else:
@@ -135,7 +140,7 @@ def create_token(
 
         made, text = await forky.create_token(Role(role.value), tenant=tenant, lifetime_s=lifetime_s, name=name)
         if as_json:
-            printing.document({**_token(made), "token": text})
+            printing.document({**documents.token(made), "token": text})
         else:
             printing.say(text)
 
@@ -149,7 +154,7 @@ def list_tokens(as_json: printing.Json = False) -> None:
     async def work(forky: "Forky") -> None:
         found = await forky.tokens()
         if as_json:
-            printing.document([_token(each) for each in found])
+            printing.document([documents.token(each) for each in found])
             return
         rows = [
             (t.id, t.name, t.tenant, t.role.value, _state(t.expires_us, t.revoked_us), printing.moment(t.last_used_us))
@@ -169,25 +174,11 @@ def revoke_token(
     async def work(forky: "Forky") -> None:
         revoked = await forky.revoke_token(token)
         if as_json:
-            printing.document(_token(revoked))
+            printing.document(documents.token(revoked))
         else:
             printing.say(f"revoked token {revoked.id}")
 
     connected(work)
-
-
-def _token(token: "Token") -> dict[str, Any]:
-    return {
-        "id": token.id,
-        "name": token.name,
-        "tenant": token.tenant,
-        "role": token.role.value,
-        "created_us": token.created_us,
-        "created_by": token.created_by,
-        "expires_us": token.expires_us or None,
-        "last_used_us": token.last_used_us or None,
-        "revoked_us": token.revoked_us or None,
-    }
 
 
 def _state(expires_us: int, revoked_us: int) -> str:

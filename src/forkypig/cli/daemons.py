@@ -102,6 +102,10 @@ def _show_status(found: "Status") -> None:
     troubles = {"controller": found.controller_error, "hostd": found.hostd_error, "pager": found.pager_error}
     pairs = [("home", str(found.home))]
     pairs += [(name, _daemon_line(daemon, troubles[name])) for name, daemon in daemons.items()]
+    if found.rest is not None:
+        pairs.append(("REST", f"runs, pid {found.rest.pid}, at {found.rest_address or '-'}"))
+    elif found.rest_error:
+        pairs.append(("REST", found.rest_error))
     if found.accelerator:
         pairs.append(("accelerator", _with_reason(found.accelerator, found.accelerator_reason)))
     if found.network:

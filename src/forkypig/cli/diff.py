@@ -23,8 +23,8 @@ _MOST_RANGES = 10
 def diff(
     before: SourceName,
     after: SourceName,
-    stat: Annotated[bool, typer.Option("--stat", help="Show how much changed in each file.")] = False,
-    patch: Annotated[bool, typer.Option("--patch", "-p", help="Show what changed in text files.")] = False,
+    stat: Annotated[bool, typer.Option("--stat", help="Show how each file changed, and where memory did.")] = False,
+    patch: Annotated[bool, typer.Option("--patch", "-p", help="Show what changed in text files, as git does.")] = False,
     as_json: printing.Json = False,
 ) -> None:
     """Show what changed between two snapshots or machines: memory and files.
@@ -43,7 +43,7 @@ def diff(
             printing.say(_line(change, stat=stat))
         for change in found.files:
             if change.patch:
-                printing.say(f"\n{change.patch.rstrip()}")
+                printing.say("\n" + change.patch.removesuffix("\n"))
         counts = {verb: sum(change.verb == verb for change in found.files) for verb in "AMD"}
         printing.say(f"files: {counts['A']} added, {counts['M']} changed, {counts['D']} removed")
         _memory(found.memory, stat=stat)
@@ -55,8 +55,19 @@ def _line(change: "FileChange", *, stat: bool) -> str:
     line = f"{change.verb} {change.path}"
     if not stat:
         return line
-    old, new = (entry.size_bytes if entry else 0 for entry in (change.before, change.after))
-    return f"{line}  {sizes.human(old)} -> {sizes.human(new)}"
+    old, new = change.before, change.after
+    line += f"  {sizes.human(old.size_bytes if old else 0)} -> {sizes.human(new.size_bytes if new else 0)}"
+    if old is None or new is None:
+        return line
+    for what, was, now in (
+        ("kind", old.kind, new.kind),
+        ("mode", f"{old.mode:o}", f"{new.mode:o}"),
+        ("owner", f"{old.uid}:{old.gid}", f"{new.uid}:{new.gid}"),
+        ("target", old.target, new.target),
+    ):
+        if was != now:
+            line += f", {what} {was} -> {now}"
+    return line
 
 
 def _memory(memory: "MemoryDiff", *, stat: bool) -> None:

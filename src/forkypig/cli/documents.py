@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forkypig import model
+    from forkypig.model.access import Principal
+    from forkypig.sdk.access import Token
     from forkypig.sdk.diff import Diff
     from forkypig.sdk.file_list import FileEntry
     from forkypig.sdk.status import Check, Daemon, Status
+    from forkypig.sdk.tenants import TenantInfo
 
 Document = dict[str, Any]
 
@@ -76,6 +80,39 @@ def lease(info: model.Lease) -> Document:
         "acquired_us": info.acquired_us,
         "expires_us": info.expires_us,
     }
+
+
+def acquired(machine_info: model.Machine, held: model.Lease, waited_ms: float) -> Document:
+    return {**machine(machine_info), "lease": lease(held), "waited_ms": round(waited_ms, 3)}
+
+
+def tenant(info: TenantInfo) -> Document:
+    found = info.tenant
+    return {
+        "name": found.name,
+        "created_us": found.created_us,
+        "quota": asdict(found.quota),
+        "used": asdict(info.used),
+        "ksm": found.ksm,
+    }
+
+
+def token(info: Token) -> Document:
+    return {
+        "id": info.id,
+        "name": info.name,
+        "tenant": info.tenant,
+        "role": info.role.value,
+        "created_us": info.created_us,
+        "created_by": info.created_by,
+        "expires_us": info.expires_us or None,
+        "last_used_us": info.last_used_us or None,
+        "revoked_us": info.revoked_us or None,
+    }
+
+
+def principal(who: Principal) -> Document:
+    return {"name": who.name, "tenant": who.tenant, "role": who.role.value, "operator": who.operator}
 
 
 def _network(config: model.MachineConfig) -> Document:
@@ -206,6 +243,9 @@ def status(found: Status) -> Document:
         "controller": _daemon(found.controller),
         "hostd": _daemon(found.hostd),
         "pager": _daemon(found.pager),
+        "rest": _daemon(found.rest),
+        "rest_address": found.rest_address or None,
+        "rest_error": found.rest_error or None,
         "controller_error": found.controller_error or None,
         "hostd_error": found.hostd_error or None,
         "pager_error": found.pager_error or None,

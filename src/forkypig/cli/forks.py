@@ -110,6 +110,7 @@ def snapshot(
         made = await (await forky.get(machine)).snapshot(tag, message=message, quiesce=quiesce)
         if wait:
             with Display() as display:
+                display.on_bytes_of(Progress("packing"))
                 made = await forky.pack(made.id, on_progress=display.on_bytes_of)
         if as_json:
             printing.document(documents.snapshot(made))

@@ -144,6 +144,7 @@ def hibernate(machine: MachineName, as_json: printing.Json = False) -> None:
     async def work(forky: "Forky") -> None:
         found = await forky.get(machine)
         with Display() as display:
+            display.on_bytes_of(Progress("packing"))
             await found.hibernate(on_progress=display.on_bytes_of)
         if as_json:
             printing.document(documents.machine(found.info))

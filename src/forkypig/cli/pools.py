@@ -222,13 +222,7 @@ def acquire(
     async def work(forky: "Forky") -> None:
         machine = await forky.pool(name).acquire(ttl_s=ttl or 0.0, labels=labels, wait_s=30.0 if wait is None else wait)
         if as_json:
-            printing.document(
-                {
-                    **documents.machine(machine.info),
-                    "lease": documents.lease(machine.lease),
-                    "waited_ms": round(machine.waited_ms, 3),
-                }
-            )
+            printing.document(documents.acquired(machine.info, machine.lease, machine.waited_ms))
         else:
             printing.say(f"{machine.name} ({machine.id}) is yours, {_left(machine.lease)} from its last use")
 

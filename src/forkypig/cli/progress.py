@@ -82,9 +82,13 @@ class Display:
     def _update(self) -> None:
         if self._bar is None or self._task is None:
             return
-        amount = human(self._done) if self._are_bytes else (f"{self._done}/{self._total}" if self._total else "")
-        if self._are_bytes and self._total:
-            amount += f" of {human(self._total)}"
         self._bar.update(
-            self._task, description=self._step, completed=self._done, total=self._total or None, amount=amount
+            self._task, description=self._step, completed=self._done, total=self._total or None, amount=self._amount()
         )
+
+    def _amount(self) -> str:
+        if not self._are_bytes:
+            return f"{self._done}/{self._total}" if self._total else ""
+        if not self._total:
+            return human(self._done) if self._done else ""
+        return f"{human(self._done)} of {human(self._total)}"

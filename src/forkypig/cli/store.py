@@ -159,10 +159,20 @@ async def _place_and_name(forky: "Forky", url: str) -> tuple[str, str]:
         await forky.remote_snapshots(url)
     except NotFound:
         place, _, name = url.rstrip("/").rpartition("/")
-        if not place or place.endswith("/"):
+        if not place or place.endswith("/") or not await _is_place(forky, place):
             raise
         return place, name
     return url, ""
+
+
+async def _is_place(forky: "Forky", url: str) -> bool:
+    from forkypig.errors import NotFound
+
+    try:
+        await forky.remote_snapshots(url)
+    except NotFound:
+        return False
+    return True
 
 
 def _list(place: str, found: "Sequence[RemoteSnapshot]") -> None:
@@ -258,6 +268,11 @@ def fsck(
                 f"{state}: {found.snapshots} snapshots, {found.chunks} chunks in {found.packs} packs, "
                 f"{sizes.human(found.stored_bytes)}{'' if deep else '; forky fsck --deep reads every chunk'}"
             )
+            if found.problems:
+                printing.trouble(
+                    "remove the snapshots that are named (forky rm) and collect (forky gc); what you have elsewhere "
+                    "comes back by forky import or pull"
+                )
         return 1 if found.problems else None
 
     connected(work)

@@ -1,7 +1,7 @@
 """forky tenant create, ls, inspect, set, rm; forky quota; forky share, unshare."""
 
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -65,7 +65,7 @@ def create(
     async def work(forky: "Forky") -> None:
         made = await forky.create_tenant(name, quota=quota)
         if as_json:
-            printing.document(_document(made))
+            printing.document(documents.tenant(made))
         else:
             printing.say(f"tenant {name} is there; act in it with forky --tenant {name}, or FORKY_TENANT")
 
@@ -79,7 +79,7 @@ def ls(as_json: printing.Json = False) -> None:
     async def work(forky: "Forky") -> None:
         found = await forky.tenants()
         if as_json:
-            printing.document([_document(each) for each in found])
+            printing.document([documents.tenant(each) for each in found])
             return
         rows = [(each.tenant.name, *(text for _, text in _lines(each))) for each in found]
         printing.table(("TENANT", "MACHINES", "VCPUS", "MEMORY", "DISK", "SNAPSHOTS", "FORKS/MIN"), rows)
@@ -110,7 +110,7 @@ def change(
     async def work(forky: "Forky") -> None:
         changed = await forky.set_quota(name, quota, unlimited=unlimited)
         if as_json:
-            printing.document(_document(changed))
+            printing.document(documents.tenant(changed))
         else:
             printing.fields([("tenant", name), *_lines(changed)])
 
@@ -181,7 +181,7 @@ def _whom(tenant: str, everyone: bool) -> str:
 async def _show(forky: "Forky", name: str, as_json: bool) -> None:
     info = await forky.get_tenant(name)
     if as_json:
-        printing.document(_document(info))
+        printing.document(documents.tenant(info))
     else:
         printing.fields([("tenant", info.tenant.name), *_lines(info)])
 
@@ -196,14 +196,3 @@ def _lines(info: "TenantInfo") -> list[tuple[str, str]]:
         if limit is not None:
             lines[-1] = (lines[-1][0], f"{show(used)} of {show(limit)}")
     return lines
-
-
-def _document(info: "TenantInfo") -> dict[str, Any]:
-    tenant = info.tenant
-    return {
-        "name": tenant.name,
-        "created_us": tenant.created_us,
-        "quota": asdict(tenant.quota),
-        "used": asdict(info.used),
-        "ksm": tenant.ksm,
-    }

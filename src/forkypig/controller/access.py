@@ -6,6 +6,7 @@ import grpc
 import structlog
 
 from forkypig.certificates.presented import Shown, Watched
+from forkypig.controller.attempts import Attempts
 from forkypig.controller.audit import AuditLog
 from forkypig.controller.edge import Edge
 from forkypig.controller.gate import Gate
@@ -33,7 +34,8 @@ class Access:
             self.audit = AuditLog(settings.audit, settings.audit_file_mib << 20, settings.audit_files)
         except OSError as error:
             raise NotPossibleNow(f"there can be no audit log in {settings.audit} ({error.strerror})") from error
-        self.gate = Gate(store, self.tokens, self._certificates, local_users)
+        attempts = Attempts(settings.failed_logins_per_minute)
+        self.gate = Gate(store, self.tokens, self._certificates, local_users, attempts)
         self.edge = Edge(settings, self.gate, self.audit, Retries(store))
 
     async def close(self) -> None:

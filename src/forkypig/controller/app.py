@@ -21,13 +21,14 @@ from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
 from forkypig.controller.local_users import LocalUsers
-from forkypig.controller.metrics import Metrics, serving
+from forkypig.controller.metrics import Metrics
 from forkypig.controller.observe_service import ObservationServicer
 from forkypig.controller.peers import Peers
 from forkypig.controller.pool_servicer import PoolServicer
 from forkypig.controller.pools import Pools
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
+from forkypig.controller.scraping import serving
 from forkypig.controller.servicer import ControllerServicer, Operations
 from forkypig.controller.store import Store
 from forkypig.controller.store_service import StoreServicer
@@ -99,7 +100,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     access = Access(settings, store, local_users)
     failure: ForkyError | None = None
     try:
-        async with serving(settings.metrics, host.measured.registry), asyncio.TaskGroup() as tasks:
+        async with serving(settings.metrics, host.measured.registry, access), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()

@@ -1,8 +1,8 @@
 """The audit log: a line of JSON for each call that changes something, is refused, or fails.
 
 Lines are only ever appended (O_APPEND, 0600), by one process. A full file is renamed and compressed (gzip, so that
-zgrep reads it), and the oldest is removed. A line is written when its call has ended; a crash in between loses it, and
-a power cut the last seconds, since nothing is synced.
+zgrep reads it), and the oldest is removed. A line is written when its call has ended; of what was under way when the
+controller was killed the next one writes it (begun.py). A power cut loses the last seconds, since nothing is synced.
 
 When it can't be written (a full disk), lines wait in memory for room, the daemon's own log says so, and calls that make
 or change something are refused until there is room. What gives room back (removing, stopping) goes on.
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import structlog
 
-from forkypig.controller import roles
+from forkypig.controller.begun import Begun
 from forkypig.errors import ResourceExhausted
 
 log = structlog.get_logger()
 
-_CURRENT = "audit.jsonl"
+_CURRENT, _BEGUN = "audit.jsonl", "begun.json"
+INTERRUPTED = "INTERRUPTED"  # the result of a call that the controller did not live to see the end of
 _MOST_WAITING = 10_000  # lines: some megabytes
 _GIVES_BACK = ("Remove", "Stop", "Revoke", "Collect", "Release", "Hibernate")  # what methods begin with
 
@@ -60,6 +61,11 @@ class AuditLog:
         self._followers: set[asyncio.Queue[Entry]] = set()
         self._lost = 0  # lines that did not even find room in memory
         self._compressing: asyncio.Future[None] | None = None
+        self._begun = Begun.at(directory / _BEGUN)
+        for said in self._begun.left:
+            with contextlib.suppress(TypeError):  # of another version
+                self.write(Entry(**{**said, "result": INTERRUPTED}))
+        self._begun.forget_left()
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -69,18 +75,25 @@ class AuditLog:
         """Whether lines wait that could not be written."""
         return bool(self._waiting)
 
-    def check(self, method: str) -> None:
-        """Before a call that changes something. Raises ResourceExhausted while its line could not be written."""
-        if not self.stuck:
-            return
-        self._flush()
-        if self.stuck and not roles.only_looks(method) and not method.rpartition("/")[2].startswith(_GIVES_BACK):
-            raise ResourceExhausted(
-                f"the audit log {self._path} can't be written, and nothing is done that it would not tell of: "
-                "free space on that disk (removing and stopping machines go on), then try again"
-            )
+    def begin(self, method: str, entry: Entry) -> int:
+        """Before a call that changes something; the number is for `write` at its end. 0: it was not noted.
 
-    def write(self, entry: Entry) -> None:
+        Raises ResourceExhausted while lines can't be written, unless the call gives room back."""
+        if self.stuck:
+            self._flush()
+        if not self.stuck:
+            try:
+                return self._begun.begin(entry)
+            except OSError as error:
+                log.error("audit log can't be written", path=str(self._path), error=str(error))
+        if method.rpartition("/")[2].startswith(_GIVES_BACK):
+            return 0
+        raise ResourceExhausted(
+            f"the audit log {self._path} can't be written, and nothing is done that it would not tell of: "
+            "free space on that disk (removing and stopping machines go on), then try again"
+        )
+
+    def write(self, entry: Entry, begun: int = 0) -> None:
         """Never raises: the call has been made, and its caller is to hear of it."""
         if len(self._waiting) < _MOST_WAITING:
             self._waiting.append(json.dumps(asdict(entry), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
@@ -88,6 +101,8 @@ class AuditLog:
             self._lost += 1
             log.error("audit line lost", lost=self._lost, who=entry.who, method=entry.method, about=entry.about)
         self._flush()
+        with contextlib.suppress(OSError):  # no room: after a crash it is told once more
+            self._begun.end(begun)
         for follower in self._followers:
             if not follower.full():
                 follower.put_nowait(entry)
@@ -172,6 +187,7 @@ class AuditLog:
         if self._compressing is not None:
             await asyncio.wait([self._compressing])
         os.close(self._fd)
+        self._begun.close()
 
 
 def _entries(lines: Iterable[bytes], since_us: int) -> list[Entry]:

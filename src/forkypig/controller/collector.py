@@ -91,7 +91,8 @@ class Collector:
             standing = Standing(tuple(await machines.on(tx, snapshot)), tuple(await snapshots.made_of(tx, snapshot)))
             if standing:
                 raise NotPossibleNow(
-                    f"{called} can't be removed: {standing.sentence(row.tenant)} stand on it; remove those first"
+                    f"{called} can't be removed: {standing.sentence(row.tenant)} {standing.verb} on it; "
+                    "remove that first"
                 )
             if (pool := (await pools.grounds(tx)).get(snapshot)) is not None:
                 raise NotPossibleNow(

@@ -8,11 +8,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from forkypig.controller import retries, roles, subjects
 from forkypig.controller.audit import AuditLog, Entry
@@ -23,7 +24,7 @@ from forkypig.controller.retries import Retries
 from forkypig.core.rate import Rates
 from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
-from forkypig.errors import ForkyError, TooManyRequests
+from forkypig.errors import ForkyError, InvalidRequest, TooManyRequests
 from forkypig.model.access import Principal
 from forkypig.wire.keys import KEY, NEW
 from forkypig.wire.status import abort
@@ -40,6 +41,7 @@ class _Call:
         self.who: Principal | None = None
         self.about, self.made, self.result = "", "", "OK"
         self.has_answered = False  # a stream, with what the caller waited for
+        self.begun = 0  # its number in the audit log, where its beginning was noted
         self.peer = unquote(context.peer())
         self._began_s = time.monotonic()
 
@@ -76,6 +78,22 @@ class _Call:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """One of a service: "/package.Service/Method"."""
+
+    name: str
+    reader: Callable[[bytes], Any]
+    is_streamed: bool  # its requests
+
+    def read(self, raw: bytes) -> Any:
+        """A request. Raises InvalidRequest."""
+        try:
+            return self.reader(raw)
+        except DecodeError as error:
+            raise InvalidRequest(f"what came is no request of {self.name}: use a client of this version") from error
+
+
 class Edge(grpc.aio.ServerInterceptor):
     """For all services of the controller."""
 
@@ -101,18 +119,20 @@ class Edge(grpc.aio.ServerInterceptor):
         }
         inner, rebuilt, around = forms[handler.request_streaming, handler.response_streaming]
         return rebuilt(
-            around(method, inner),
-            request_deserializer=handler.request_deserializer,
+            around(_Method(method, handler.request_deserializer, handler.request_streaming), inner),
+            # Read by us: what is no message is the caller's mistake (gRPC would call it a defect of ours), and only
+            # of who may call is anything read.
+            request_deserializer=None,
             response_serializer=lambda answer: (
                 answer if isinstance(answer, bytes) else handler.response_serializer(answer)
             ),
         )
 
-    def _answering(self, method: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _answering(self, method: "_Method", inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def answering(request: Any, context: Context) -> Any:
-            call = _Call(method, context)
+            call = _Call(method.name, context)
             try:
-                request, asked = await self._admitted(call, request, streamed=False)
+                request, asked = await self._admitted(call, method, request, streamed=False)
                 if asked is None:
                     answer = await inner(request, context)
                 else:
@@ -133,11 +153,13 @@ class Edge(grpc.aio.ServerInterceptor):
 
         return answering
 
-    def _streaming(self, method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    def _streaming(
+        self, method: "_Method", inner: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
         async def streaming(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-            call = _Call(method, context)
+            call = _Call(method.name, context)
             try:
-                request, asked = await self._admitted(call, request, streamed=True)
+                request, asked = await self._admitted(call, method, request, streamed=True)
                 async with aclosing(self._messages(call, asked, lambda: inner(request, context))) as messages:
                     async for message in messages:
                         call.has_answered = isinstance(message, bytes) or subjects.is_last(message)
@@ -174,30 +196,41 @@ class Edge(grpc.aio.ServerInterceptor):
                         call.made = _made(call, message)
                     yield message
 
-    async def _admitted(self, call: _Call, request: Any, *, streamed: bool) -> tuple[Any, Asked | None]:
+    async def _admitted(self, call: _Call, method: "_Method", raw: Any, *, streamed: bool) -> tuple[Any, Asked | None]:
         """The request, or the stream of them, with what it is about noted. Raises ForkyError for who may not."""
         metadata = call.metadata()
-        who = await self._gate.who(metadata, call.peer, call.certificate())
+        peer, call.peer = call.peer, self._gate.peer_of(call.peer, metadata)
+        who = await self._gate.who(metadata, peer, call.certificate())
         call.who = who
         asked = None
-        if isinstance(request, Message):
+        if method.is_streamed:
+            request = self._noticed(call, method, raw)
+        else:
+            request = method.read(raw)
             call.about = subjects.about(request, commands=self._audit_commands)
             if (key := metadata.get(KEY)) is not None and retries.applies_to(call.method, streamed=streamed):
                 asked = retries.asked(who, call.method, key, request, is_new=metadata.get(NEW[0]) == NEW[1])
-        else:
-            request = self._noticed(call, request)
         roles.check_may(who, call.method)
         if not who.operator and (wait_s := self._rates.take(f"{who.tenant}\0{who.name}", time.monotonic())):
             raise TooManyRequests(wait_s)
-        self._audit.check(call.method)
+        if not method.is_streamed:
+            self._begin(call)
         begin_acting(who)
         return request, asked
 
-    async def _noticed(self, call: _Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
+    async def _noticed(self, call: _Call, method: "_Method", requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for raw in requests:
+            request = method.read(raw)
             if not call.about:
                 call.about = subjects.about(request, commands=self._audit_commands)
+            if not call.begun:
+                self._begin(call)
             yield request
+
+    def _begin(self, call: _Call) -> None:
+        """Notes that something is about to change. Raises ResourceExhausted where that can't be written."""
+        if not roles.only_looks(call.method):
+            call.begun = self._audit.begin(call.method, call.entry())
 
     async def _ended_badly(self, call: _Call, error: BaseException) -> None:
         """Tells the caller of what we refused ourselves; what a service raised it has told."""
@@ -209,7 +242,7 @@ class Edge(grpc.aio.ServerInterceptor):
 
     def _note(self, call: _Call) -> None:
         if call.result != "OK" or self._audit_reads or not roles.only_looks(call.method):
-            self._audit.write(call.entry())
+            self._audit.write(call.entry(), call.begun)
 
 
 def _made(call: _Call, answer: Any) -> str:

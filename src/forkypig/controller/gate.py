@@ -8,6 +8,7 @@ owner and root can connect, as the kernel sees to, and these are the operator.
 from collections.abc import Mapping
 
 from forkypig.certificates.presented import Watched
+from forkypig.controller.attempts import Attempts, place_of
 from forkypig.controller.local_users import LocalUsers
 from forkypig.controller.principal import in_tenant
 from forkypig.controller.store import Store, tenants
@@ -22,17 +23,35 @@ _SCHEME = "bearer "
 class Gate:
     """Knows all ways in."""
 
-    def __init__(self, store: Store, tokens: Tokens, certificates: Watched, local_users: LocalUsers) -> None:
+    def __init__(
+        self, store: Store, tokens: Tokens, certificates: Watched, local_users: LocalUsers, attempts: Attempts
+    ) -> None:
         self._store = store
         self._tokens, self._certificates, self._local_users = tokens, certificates, local_users
+        self._attempts = attempts
+
+    def peer_of(self, peer: str, metadata: Mapping[str, str]) -> str:
+        """Where a call comes from: `peer`, as gRPC names it, or what the REST API says whom it calls for. Only the
+        operator's processes reach our own socket, so nobody else is believed."""
+        own = peer.startswith("unix") and not self._local_users.is_ours(peer)
+        said = metadata.get("forky-peer", "")
+        return said[:100] if own and said.startswith(("ipv4:", "ipv6:")) else peer
 
     async def who(self, metadata: Mapping[str, str], peer: str, certificate: bytes | None = None) -> Principal:
         """`metadata`: the call's, keys in lower case; `peer`: as gRPC names it; `certificate`: PEM, found to be of our
-        authority by TLS. Raises Unauthenticated, without saying why; PermissionDenied for another's tenant, NotFound
-        for one that the operator names and that is not there."""
+        authority by TLS. Raises Unauthenticated, without saying why; TooManyRequests where that was too often;
+        PermissionDenied for another's tenant, NotFound for one that the operator names and that is not there."""
+        credentials, place = metadata.get("authorization", ""), place_of(self.peer_of(peer, metadata))
+        counts = place.startswith(("ipv4:", "ipv6:"))  # over our Unix sockets the kernel has said who it is
+        if counts:
+            self._attempts.check(place, credentials)
         found = await self._found(metadata, peer, certificate)
         if found is None:
+            if counts:
+                self._attempts.failed(place, credentials)
             raise Unauthenticated
+        if counts:
+            self._attempts.succeeded(place, credentials)
         who = in_tenant(found, metadata.get("forky-tenant", ""))
         if who.tenant != DEFAULT_TENANT:
             async with self._store.read() as tx:

@@ -6,11 +6,10 @@ of their own; forky_machines_without_series says how many are left out.
 """
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,9 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from forkypig.controller.usage import Usage
-from forkypig.daemon.addresses import loopback
 from forkypig.daemon.server import VERSION
-from forkypig.errors import NotPossibleNow
 from forkypig.model import MachineState
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import observe_pb2 as pb
@@ -59,28 +56,6 @@ class Metrics(Collector):
         yield from _of_each_machine(answer)
         if not answer.host_error:
             yield from _of_host(answer.host)
-
-
-@contextlib.asynccontextmanager
-async def serving(where: str, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Serves /metrics by HTTP for as long as the block lasts; "" serves nothing. Raises NotPossibleNow.
-
-    They name machines, so they stay on this computer as long as whoever asks for them is not known."""
-    if not where:
-        yield
-        return
-    host, port = loopback(where)
-    try:
-        server, _ = start_http_server(port, host, registry)
-    except OSError as error:
-        raise NotPossibleNow(
-            f"metrics can't be served at FORKY_METRICS={where} ({error.strerror}): choose another port"
-        ) from error
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(server.shutdown)  # a scrape that is under way waits for the loop
-        server.server_close()
 
 
 def _machines(answer: pb.GetUsageResponse) -> Metric:

@@ -8,7 +8,7 @@ import grpc
 
 from forkypig.controller.following import follow
 from forkypig.controller.metrics import Metrics
-from forkypig.controller.principal import principal, require_operator
+from forkypig.controller.principal import principal
 from forkypig.controller.store import Store
 from forkypig.controller.usage import Usage
 from forkypig.errors import InvalidRequest
@@ -52,7 +52,6 @@ class ObservationServicer(observe_pb2_grpc.ObservationServicer):
 
     @answered
     async def GetMetrics(self, request: common.Empty, context: _Context) -> pb.GetMetricsResponse:
-        require_operator("read all metrics")
         return pb.GetMetricsResponse(text=await self._metrics.text())
 
 

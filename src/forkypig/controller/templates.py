@@ -1,12 +1,13 @@
 """Templates: the first ready moment of an image in a shape, kept, so that later runs start from it in milliseconds.
 
-One is made at a time for an image and shape; whoever comes meanwhile waits for that one. A template is carried to its
+One is made at a time for an image and shape, by whichever of several controllers: the operation that makes it is the
+lease. Whoever comes meanwhile waits for that one. A template is carried to its
 end also when the run that asked for it is left: the next one has use for it.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,10 +15,14 @@ from forkypig.controller.desk import Desk, known_parent
 from forkypig.controller.principal import principal
 from forkypig.controller.store import events, images, intents, snapshots
 from forkypig.core.intents import IntentKind, IntentStatus
-from forkypig.errors import ForkyError
+from forkypig.errors import DeadlineExceeded, ForkyError
 from forkypig.model import Image, Progress, Shape, Snapshot, SnapshotKind, new_snapshot_id
 from forkypig.model.access import DEFAULT_TENANT
 from forkypig.v1 import host_pb2
+
+# A boot takes seconds, under TCG on a busy computer tens of them; a dead controller's is settled sooner.
+_OTHERS_S = 300.0
+_POLL_S = 0.2  # other controllers' ends are seen in the database alone
 
 ShowProgress = Callable[[Progress], None]
 
@@ -43,23 +48,31 @@ class Templates:
             # Others may have begun it while we read.
             making = self._making.get(key)
         if making is None:
-            making = self._desk.journal.begin(self._make(image, shape))
+            making = self._desk.journal.begin(self._make(image, shape, host))
             self._making[key] = making
             making.add_done_callback(lambda _: self._making.pop(key, None))
         show(Progress("booting the template"))
         return await asyncio.shield(making)
 
-    async def _make(self, image: Image, shape: Shape) -> Snapshot:
+    async def _make(self, image: Image, shape: Shape, host: host_pb2.HostStatus) -> Snapshot:
         desk = self._desk
         snapshot_id = new_snapshot_id()
         await desk.admission.refresh()
         desk.admission.admit(shape, 1, boots=True)
         with desk.journal.flight() as flight:
-            async with desk.store.write() as tx:
-                tenant = await self._owner(tx, image)
-                await snapshots.unset_template(tx, image.id, shape)  # one of another QEMU
-                intent = await intents.add(tx, IntentKind.TEMPLATE, snapshot=snapshot_id, tenant=tenant, image=image.id)
-                flight.take(intent)
+            while True:
+                async with desk.store.write() as tx:
+                    if not await self._others(tx, image, shape):
+                        found = await snapshots.template(tx, image.id, shape)
+                        if found is not None and _fits(found, host):
+                            return found  # another controller has just made it
+                        tenant = await self._owner(tx, image)
+                        await snapshots.unset_template(tx, image.id, shape)  # one of another QEMU
+                        of = {"image": image.id, **asdict(shape)}
+                        intent = await intents.add(tx, IntentKind.TEMPLATE, snapshot=snapshot_id, tenant=tenant, **of)
+                        flight.take(intent)
+                        break
+                await self._others_end(image, shape)
             try:
                 made = await desk.host.make_template(snapshot_id, image.id, shape, tenant)
                 async with desk.store.write() as tx:
@@ -74,6 +87,27 @@ class Templates:
                 raise
         desk.reconciler.collect.set()
         return made
+
+    async def _others(self, tx: AsyncConnection, image: Image, shape: Shape) -> bool:
+        """Whether another controller makes it, or what a dead one was at is not settled yet."""
+        wanted = {"image": image.id, **asdict(shape)}
+        open_ = await intents.unfinished(tx)
+        return any(i.kind is IntentKind.TEMPLATE and wanted.items() <= i.arguments.items() for i in open_)
+
+    async def _others_end(self, image: Image, shape: Shape) -> None:
+        """Waits. Raises DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(_OTHERS_S):
+                while True:
+                    async with self._desk.store.read() as tx:
+                        if not await self._others(tx, image, shape):
+                            return
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"another controller has been making the template of {image.name} for {_OTHERS_S:.0f} s: "
+                "see its log, then try again"
+            ) from error
 
     async def _owner(self, tx: AsyncConnection, image: Image) -> str:
         """Whose the template is. That of everybody's image holds nobody's data and is used by all tenants; to be

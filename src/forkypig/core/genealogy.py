@@ -19,6 +19,11 @@ class Standing:
     def __bool__(self) -> bool:
         return bool(self.machines or self.snapshots)
 
+    @property
+    def verb(self) -> str:
+        """After the sentence."""
+        return "stands" if len(self.machines) + len(self.snapshots) == 1 else "stand"
+
     def sentence(self, tenant: str) -> str:
         """Who it is, in words for a tenant: "machines web, web-1 and 4 more, and snapshot s-…". Others' things are
         counted, not named."""

@@ -18,11 +18,15 @@ class TokenBucket:
 
     def take(self, now_s: float) -> float:
         """Takes one and returns 0, or takes none and returns in how many seconds there will be one."""
-        self._fill(now_s)
-        if self._level >= 1.0:
+        wait_s = self.wait_s(now_s)
+        if not wait_s:
             self._level -= 1.0
-            return 0.0
-        return (1.0 - self._level) / self.per_s
+        return wait_s
+
+    def wait_s(self, now_s: float) -> float:
+        """In how many seconds there will be one to take; 0: there is."""
+        self._fill(now_s)
+        return 0.0 if self._level >= 1.0 else (1.0 - self._level) / self.per_s
 
     def is_full(self, now_s: float) -> bool:
         """Whether it is as new, and so need not be remembered."""
@@ -54,3 +58,8 @@ class Rates:
                 self._buckets = {name: kept for name, kept in self._buckets.items() if not kept.is_full(now_s)}
             self._buckets[caller] = TokenBucket(self._per_s, self._burst)
         return self._buckets[caller].take(now_s)
+
+    def wait_s(self, caller: str, now_s: float) -> float:
+        """As `take`, and takes none."""
+        bucket = self._buckets.get(caller)
+        return bucket.wait_s(now_s) if bucket is not None else 0.0

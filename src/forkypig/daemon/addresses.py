@@ -17,7 +17,7 @@ def loopback(text: str) -> tuple[str, int]:
         raise ValueError(f"«{host}» is not an address: write 127.0.0.1:{port}") from error
     if not is_loopback:
         raise ValueError(
-            f"«{text}» would show what runs here to the network, to anybody and unencrypted: use 127.0.0.1:{port}, "
-            "and let a proxy with TLS and a password pass it on"
+            f"«{text}» would show what runs here to the network, unencrypted: use 127.0.0.1:{port}, or the REST API's "
+            "/v1/metrics, which has TLS"
         )
     return host, int(port)

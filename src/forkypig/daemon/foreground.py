@@ -10,12 +10,15 @@ from forkypig.daemon.settings import Settings, load
 from forkypig.errors import ForkyError
 
 
-def run_daemon(name: str, title: str, body: Callable[[Settings], int | None]) -> int:
-    """Runs `body` as the one daemon of this name in its home; `title` is what a person calls it.
+def run_daemon(
+    name: str, title: str, body: Callable[[Settings], int | None], read: Callable[[], Settings] = load
+) -> int:
+    """Runs `body` as the one daemon of this name in its home, with the settings that `read` gives;
+    `title` is what a person calls it.
 
     The exit code: that of `body` (None: 0), or 1 where it can't run, with one line on stderr that says why."""
     try:
-        settings = load()
+        settings = read()
         settings.check()
         logs.configure(name, settings.log_level)
         for directory in (settings.home, settings.run, settings.logs):

@@ -17,7 +17,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.home import HomePaths
 from forkypig.v1 import common_pb2
 
 VERSION = "0.1.0"
@@ -68,7 +68,7 @@ def daemon_message(started_us: int) -> common_pb2.Daemon:
 
 
 async def serve(
-    settings: Settings,
+    paths: HomePaths,
     daemon: str,
     register: Register,
     service_names: Iterable[str],
@@ -83,7 +83,7 @@ async def serve(
     The caller holds the PidFile, which is what makes unlinking a left-over socket safe. `bind` adds other addresses
     than the socket; what it raises, this does.
     """
-    path = settings.socket(daemon)
+    path = paths.socket(daemon)
     path.unlink(missing_ok=True)
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=list(interceptors))
     register(server)

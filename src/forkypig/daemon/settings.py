@@ -57,6 +57,8 @@ class Settings(HomePaths, BaseSettings):
     local_users: str = ""  # who else of this computer may come in: USER=TENANT:ROLE,… or @GROUP=TENANT:ROLE,…
     rate_per_s: float = 100.0  # calls that one caller, the operator excepted, may make in the long run; 0: any number
     rate_burst: int = 2000  # and at once
+    # from one address; then it is sent away before its credentials are looked up; 0: any number
+    failed_logins_per_minute: int = Field(default=30, ge=0)
     audit_reads: bool = False  # write down also calls that only look, and succeed
     audit_commands: bool = False  # and the command lines of exec, which may hold secrets
     audit_file_mib: int = 16  # then a new one is begun
@@ -64,10 +66,10 @@ class Settings(HomePaths, BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     # the REST API's address: HOST:PORT, or a Unix socket's path; unix: HOME/run/rest.sock; "": none
     rest: str = ""
-    # PEM files; without them the REST API listens on loopback and Unix sockets alone
+    # PEM files, where the REST API is to show others than those of `forky auth init`
     rest_certificate: str = ""
     rest_key: str = ""
-    # HOST:PORT where the controller serves /metrics, on loopback; "": nowhere
+    # HOST:PORT where the controller serves /metrics, on loopback, for tokens of the role metrics; "": nowhere
     metrics: Annotated[str, AfterValidator(_address)] = ""
 
     @property
@@ -111,6 +113,12 @@ def load(**given: Any) -> Settings:
         ) from error
     except OSError as error:
         raise InvalidRequest(f"{error.filename} can't be read: {error.strerror}") from error
+
+
+def handed_over(home: Path, log_level: str) -> Settings:
+    """The settings of a process that goes on for another, which hands over what it has of them; all else has its
+    default. The home's file is not read: it may have been spoilt since, and machines must not die of that."""
+    return Settings.model_construct(home=home, log_level=log_level)
 
 
 def variable(name: str) -> str:

@@ -29,7 +29,17 @@ from forkypig.hostd.network import HostNetwork, give_up, instance_of
 from forkypig.hostd.records import MachineRecord, SnapshotPhase, SnapshotRecord, machine_ledger, snapshot_ledger
 from forkypig.hostd.shells import ShellMaker, ShellPool
 from forkypig.images.store import ImageStore
-from forkypig.model import ImageId, Machine, MachineId, MachineState, NetworkPolicy, Restart, SnapshotId, SnapshotKind
+from forkypig.model import (
+    ImageId,
+    Machine,
+    MachineId,
+    MachineState,
+    NetworkPolicy,
+    Progress,
+    Restart,
+    SnapshotId,
+    SnapshotKind,
+)
 from forkypig.pager.client import PagerClient
 from forkypig.qemu import cpu
 from forkypig.qemu.accelerator import Accelerator, QemuBuild
@@ -73,6 +83,7 @@ class Host:
         self.background_births = asyncio.Semaphore(1)  # of their own: who waits must not wait for one that stands back
         self.packing: dict[SnapshotId, asyncio.Task[None]] = {}
         self.packing_turn = asyncio.Lock()
+        self.packed_so_far = SnapshotId(""), Progress("")  # what has the turn, or had it last
         self.folding = Folding(self)
         self.ksm = Ksm(settings.home / "ksm.json")
         self._tasks: set[asyncio.Task[Any]] = set()

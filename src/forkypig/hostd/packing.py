@@ -8,7 +8,7 @@ something stands on it then: a fork that is thrown away at once is never written
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 # After this it is looked whether a disk that was full has room again, or somebody needs what nobody needed.
 _AGAIN_S, _LONGEST_S = 5.0, 60.0
+_TELL_EVERY_S = 0.25  # to who waits for another one's packing how far that is
 _AT_ONCE = (SnapshotKind.KEPT, SnapshotKind.HIBERNATION)
 
 
@@ -67,21 +68,35 @@ async def _when_it_is_time(host: "Host", snapshot: SnapshotId) -> None:
             log.warning("a snapshot stays in memory for now", snapshot=snapshot, error=str(error))
 
 
-async def pack(host: "Host", snapshot: SnapshotId) -> AsyncIterator[Progress]:
+async def pack(host: "Host", snapshot: SnapshotId) -> AsyncGenerator[Progress, None]:
     """Makes a snapshot durable; one that is already, or that is gone, is fine. One at a time on a host.
 
     Raises ResourceExhausted when the disk is full, NotPossibleNow, MachineFailed; the snapshot then stays as it is.
     """
-    async with host.packing_turn:
-        record = host.snapshots.get(snapshot)
-        if record is None or snapshot not in host.frozen:
-            return
-        order = await _order(host, record)
-        faults.reach("pack")
-        async for progress in host.pager.pack(snapshot, order):
-            yield progress
-        faults.reach("pack-record")
-        await packed(host, snapshot)
+    turn = asyncio.ensure_future(host.packing_turn.acquire())
+    try:
+        while not (await asyncio.wait({turn}, timeout=_TELL_EVERY_S))[0]:
+            busy_with, progress = host.packed_so_far
+            yield progress if busy_with == snapshot else Progress("waiting for another packing")
+        async with contextlib.aclosing(_pack(host, snapshot)) as packing:
+            async for progress in packing:
+                host.packed_so_far = snapshot, progress
+                yield progress
+    finally:
+        if not turn.cancel():
+            host.packing_turn.release()
+
+
+async def _pack(host: "Host", snapshot: SnapshotId) -> AsyncGenerator[Progress, None]:
+    record = host.snapshots.get(snapshot)
+    if record is None or snapshot not in host.frozen:
+        return
+    order = await _order(host, record)
+    faults.reach("pack")
+    async for progress in host.pager.pack(snapshot, order):
+        yield progress
+    faults.reach("pack-record")
+    await packed(host, snapshot)
 
 
 async def _order(host: "Host", record: SnapshotRecord) -> PackOrder:
@@ -136,9 +151,7 @@ async def _settle_machines(host: "Host") -> None:
 async def _own_memory(host: "Host", snapshot: SnapshotId) -> int:
     """How much memory is not its parent's, as the pager says."""
     with contextlib.suppress(ForkyError):
-        for each in (await host.pager.status()).snapshots:
-            if each.snapshot == snapshot:
-                return int(each.own_bytes)
+        return await host.pager.own_bytes(snapshot)
     return 0
 
 

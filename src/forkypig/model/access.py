@@ -8,13 +8,16 @@ EVERY_TENANT = "*"  # whom a snapshot may be shared with; no tenant is called so
 
 
 class Role(Enum):
-    """What somebody may do. Each includes those before it."""
+    """What somebody may do. Each includes those before it, but for METRICS, which is nobody else's."""
 
+    METRICS = "metrics"  # the metrics of the whole installation, and nothing else: for Prometheus
     VIEWER = "viewer"  # look
     USER = "user"  # make, change and remove what is the tenant's
     ADMIN = "admin"  # also the tenant's tokens and pools
 
     def includes(self, other: "Role") -> bool:
+        if Role.METRICS in (self, other):
+            return self is other
         order = list(Role)
         return order.index(self) >= order.index(other)
 

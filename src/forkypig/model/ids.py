@@ -66,7 +66,9 @@ def check_name(kind: str, name: str) -> str:
     """Returns `name` when a machine, a tag or an image may be called so (an RFC 1123 label that is not
     an id); raises InvalidRequest when not. `kind` is for the message."""
     if not _NAME.fullmatch(name) or is_id(name):
+        article = "an" if kind[0] in "aeiou" else "a"
         raise InvalidRequest(
-            f"«{name[:80]}» can't be a {kind} name: use 1 to 63 of a-z, 0-9 and -, with a letter or digit at both ends"
+            f"«{name[:80]}» can't be {article} {kind} name: use 1 to 63 of a-z, 0-9 and -, "
+            "with a letter or digit at both ends"
         )
     return name

@@ -1,9 +1,10 @@
-"""`python -m forkypig.pager`: mounts, and keeps a holder serving the mount until SIGTERM.
+"""`python -m forkypig.pager [--after HOME LOG_LEVEL]`: mounts, and keeps a holder serving the mount until SIGTERM.
 
 This process, the keeper, has the FUSE descriptor too and does nothing with it: as long as it is open the mount lives.
 When the holder dies a new one goes on with it, and with the requests in the inbox; whoever faults meanwhile waits.
-When the keeper dies its holder serves on and starts the next keeper, which finds it (succession.py): only both at once
-are the end of the mount.
+When the keeper dies its holder serves on and starts the next keeper, which finds it (succession.py), or systemd does
+where it has started this one: only both at once are the end of the mount. Each hands over what the next one needs of
+the settings: the home's file may be spoilt by then.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -20,9 +22,10 @@ import structlog
 
 from forkypig.daemon.foreground import run_daemon
 from forkypig.daemon.server import tell_systemd
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.settings import Settings, handed_over, load
 from forkypig.pager import mount, succession
 from forkypig.pager.inbox import new_inbox
+from forkypig.pager.succession import AFTER
 
 log = structlog.get_logger()
 
@@ -34,9 +37,9 @@ _HOLDER_ENDS_S = 15  # it takes a second or two; `forky down` gives us 20
 class Keeper:
     """Keeps a holder."""
 
-    def __init__(self, fd: int, inbox: int, mountpoint: Path, found: int = -1) -> None:
+    def __init__(self, fd: int, inbox: int, settings: Settings, found: int = -1) -> None:
         """`found`: the pidfd of a holder that serves already."""
-        self._fd, self._inbox, self._mountpoint, self._found = fd, inbox, mountpoint, found
+        self._fd, self._inbox, self._settings, self._found = fd, inbox, settings, found
         self._holder: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
@@ -65,7 +68,7 @@ class Keeper:
                 if self._stopping:  # the signal came in between
                     self._holder.terminate()
                 code = self._holder.wait()
-            if code == 0 or self._stopping:
+            if code == 0 or self._stopping or (code == succession.CAN_NOT_BE and not taken_over):
                 return code
             taken_over = True
             deaths = [when for when in deaths if time.monotonic() - when < _WITHIN_S] + [time.monotonic()]
@@ -80,11 +83,20 @@ class Keeper:
         select.select([self._found], [], [])
         os.close(self._found)
         self._found = -1
-        return 0 if mount.device_of(self._mountpoint) is None else 1
+        return 0 if mount.device_of(self._settings.memory) is None else 1
 
     def _start(self, *, taken_over: bool) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-P", "-m", "forkypig.pager.holder", str(self._fd), str(self._inbox), str(os.getpid())]
-        return subprocess.Popen([*words, "--taken-over"] if taken_over else words, pass_fds=[self._fd, self._inbox])
+        words += [str(self._settings.home), self._settings.log_level]
+        words += ["--taken-over"] if taken_over else []
+        words += ["--kept"] if _by_systemd() else []
+        return subprocess.Popen(words, pass_fds=[self._fd, self._inbox])
+
+
+def _by_systemd() -> bool:
+    """Whether the service manager has started this very process, and so starts the next (systemd.exec(5), from 248 on).
+    What else it sets is inherited by all that a service starts, a `forky up` too."""
+    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 def prepare(settings: Settings) -> None:
@@ -98,11 +110,11 @@ def prepare(settings: Settings) -> None:
 def _run(settings: Settings) -> int:
     if (found := succession.find(settings.run / "holder.json")) is not None:
         log.error("the keeper before has died, its holder serves", holder=found.pid)
-        keeper = Keeper(found.fuse, found.inbox, settings.memory, found.pidfd)
+        keeper = Keeper(found.fuse, found.inbox, settings, found.pidfd)
         tell_systemd()
     else:
         prepare(settings)
-        keeper = Keeper(mount.attach(settings.memory), new_inbox(), settings.memory)
+        keeper = Keeper(mount.attach(settings.memory), new_inbox(), settings)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, keeper.stop)
     code = keeper.run()
@@ -112,7 +124,8 @@ def _run(settings: Settings) -> int:
 
 def main() -> int:
     os.umask(0o077)
-    return run_daemon("pager", "the pager", _run)
+    read = partial(handed_over, Path(sys.argv[2]), sys.argv[3]) if sys.argv[1:2] == [AFTER] else load
+    return run_daemon("pager", "the pager", _run, read)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,13 @@ class PagerClient:
         self.pids = (answer.pager.pid,)
         return answer
 
+    async def own_bytes(self, snapshot: SnapshotId) -> int:
+        """How much memory of a snapshot is not its parent's. Raises NotFound."""
+        request = pager_pb2.SnapshotMemoryRequest(snapshot=snapshot)
+        with rpc_errors():
+            found: pager_pb2.PagerSnapshot = await self._stub.GetSnapshotMemory(request, timeout=_TIMEOUT_S)
+        return found.own_bytes
+
     async def daemon(self) -> common_pb2.Daemon:
         """What the process says of itself."""
         return (await self.status()).pager

@@ -1,6 +1,7 @@
-"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER [--taken-over]`: serves a mount until SIGTERM, for a keeper.
+"""`python -m forkypig.pager.holder FUSE_FD INBOX_FD KEEPER HOME LOG_LEVEL [--taken-over] [--kept]`: serves a mount
+until SIGTERM, for a keeper.
 
-When the keeper dies this starts the next one and serves on.
+When the keeper dies this serves on and starts the next one, unless somebody else does: --kept.
 """
 
 import asyncio
@@ -10,13 +11,15 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
 import structlog
 
 from forkypig.daemon import logs
 from forkypig.daemon.server import now_us, raise_open_files, serve
-from forkypig.daemon.settings import Settings
+from forkypig.daemon.settings import Settings, handed_over
+from forkypig.errors import InvalidRequest
 from forkypig.pager import mount, roll, succession
 from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
@@ -38,8 +41,8 @@ _NEXT_KEEPER_S = 1.0
 _KEEPER_STARTS_S = 10.0  # one that finds another in its place has ended by then
 
 
-async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_over: bool) -> None:
-    """Offers what is packed, and what was frozen when it takes over, and serves."""
+async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int | None, *, taken_over: bool) -> None:
+    """Offers what is packed, and what was frozen when it takes over, and serves. `keeper` None: nobody watches it."""
     shelf = Shelf(settings.store, settings.images)
     reader = ReaderLink(settings.store)
     layers = FrozenLayers()
@@ -64,7 +67,7 @@ async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_o
     if taken_over:
         connection.take_over()
     connection.start()
-    watching = asyncio.create_task(_watch(settings, keeper))
+    watching = asyncio.create_task(_watch(settings, keeper)) if keeper is not None else None
     try:
         tuning = asyncio.create_task(asyncio.to_thread(mount.tune, settings.memory))
         service = [pager_pb2.DESCRIPTOR.services_by_name["Pager"].full_name]
@@ -80,7 +83,8 @@ async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int, *, taken_o
         await serve(settings, "pager", register, service, before_stop=close, stop=connection.ended)
         await tuning
     finally:
-        watching.cancel()
+        if watching is not None:
+            watching.cancel()
         # Lazily: mappings that are open still fail later, at their next fault, and hold up nothing here.
         mount.detach(settings.memory)
         await connection.close()
@@ -96,6 +100,7 @@ async def _watch(settings: Settings, keeper: int) -> None:
         await asyncio.sleep(_NEXT_KEEPER_S)
         log.error("the keeper died: the next is started", pid=keeper)
         words = [sys.executable, "-P", "-m", "forkypig.pager"]
+        words += [succession.AFTER, str(settings.home), settings.log_level]
         started = await asyncio.create_subprocess_exec(*words, start_new_session=True)
         keeper = started.pid
         with contextlib.suppress(TimeoutError):
@@ -120,7 +125,7 @@ def _forget_name(connection: Connection, name: str) -> None:
 
 
 def main() -> int:
-    settings = Settings()
+    settings = handed_over(Path(sys.argv[4]), sys.argv[5])
     logs.configure("pager", settings.log_level)
     os.umask(0o077)
     raise_open_files()
@@ -128,7 +133,12 @@ def main() -> int:
     for each in (fd, inbox):
         os.set_inheritable(each, False)
     succession.write(settings.run / "holder.json", fd, inbox)
-    asyncio.run(run(settings, fd, Inbox(inbox), keeper, taken_over="--taken-over" in sys.argv))
+    watched = None if "--kept" in sys.argv else keeper
+    try:
+        asyncio.run(run(settings, fd, Inbox(inbox), watched, taken_over="--taken-over" in sys.argv))
+    except InvalidRequest as error:  # another key than the store's
+        print(f"the pager can't serve {settings.home}: {error}", file=sys.stderr, flush=True)
+        return succession.CAN_NOT_BE
     return 0
 
 

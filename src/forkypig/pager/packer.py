@@ -1,8 +1,8 @@
 """`python -m forkypig.pager.packer SOCKET_FD STORE`: makes snapshots durable, at the lowest priority.
 
-It stays for the next job, with its imports made, and ends with the holder or with the socket. For a moment the store's
-indexes stay open too, but not for long: packs that were collected meanwhile would keep their room on the disk. Jobs
-come through the socket (packer_link.py):
+It stays for the next job, with its imports made, and ends with the holder or with the socket. The store's indexes stay
+open and verified too, so that a packing costs nothing that the store's size has a part in; a pack that was collected is
+let go of at once (kept_store.py). Jobs come through the socket (packer_link.py):
 
     length of the job and number of descriptors, u32 each    the descriptors, some with each «+»    the job as JSON
 
@@ -17,7 +17,6 @@ and what frozen processes are read by. On stdout it says how far it is, a line o
 import ctypes
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -31,7 +30,6 @@ HEADER = struct.Struct("<II")
 FDS_TOGETHER = 200
 LAST = ("disk_bytes", "full", "error")  # what only the last line of a job has
 _PR_SET_PDEATHSIG = 1
-_STORE_STAYS_S = 2.0
 
 
 def step_back() -> None:
@@ -67,27 +65,22 @@ def say(words: Mapping[str, object]) -> None:
 def serve(connection: socket.socket, directory: Path) -> None:
     """Does jobs until there are none any more."""
     # Here and not above: importing numpy and what packs takes half a second of CPU, and must not keep machines waiting.
-    from forkypig.chunks.store import Store, open_store
     from forkypig.errors import ForkyError, ResourceExhausted
+    from forkypig.pager.kept_store import KeptStore
     from forkypig.pager.pack_job import Job, pack
 
-    store: Store | None = None
+    store = KeptStore(directory)
     while True:
-        if store is not None and not select.select([connection], [], [], _STORE_STAYS_S)[0]:
-            store.close()
-            store = None
+        store.wait(connection)
         if (received := receive(connection)) is None:
             return
         encoded, fds = received
         try:
-            store = store or open_store(directory)
-            pack(Job.decode(encoded).with_descriptors(fds), store, say)
+            pack(Job.decode(encoded).with_descriptors(fds), store.open(), say)
         except ResourceExhausted as error:
             say({"full": str(error)})
         except (ForkyError, OSError) as error:
-            if store is not None:  # it may know what is no longer so
-                store.close()
-                store = None
+            store.close()
             say({"error": str(error)})
         finally:
             for fd in fds:

@@ -61,6 +61,12 @@ class PagerServicer(pager_pb2_grpc.PagerServicer):
         )
 
     @answered
+    async def GetSnapshotMemory(
+        self, request: pager_pb2.SnapshotMemoryRequest, context: _Context
+    ) -> pager_pb2.PagerSnapshot:
+        return _message(self._catalogue.get(request.snapshot))
+
+    @answered
     async def GetFaults(self, request: common_pb2.Empty, context: _Context) -> pager_pb2.PagerFaults:
         found = common_pb2.Distribution(bounds_s=BOUNDS_S, counts=self._latency.counts, sum_s=self._latency.sum_s)
         return pager_pb2.PagerFaults(latency=found, bytes=self._latency.bytes)

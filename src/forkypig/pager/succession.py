@@ -16,6 +16,9 @@ import structlog
 
 log = structlog.get_logger()
 
+AFTER = "--after"  # a keeper's argument, before home and level of the log: it is the next one
+CAN_NOT_BE = 78  # a holder's exit code (EX_CONFIG in sysexits.h): another would end as it did
+
 _PIDFD_GETFD = 438  # the number of the system call, on every architecture
 _MODULE = b"forkypig.pager.holder"
 _libc = ctypes.CDLL(None, use_errno=True)

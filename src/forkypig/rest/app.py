@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from forkypig import errors
 from forkypig.daemon.server import VERSION
-from forkypig.rest import execution, files, instance, machines, resources, snapshots
+from forkypig.rest import access, execution, files, instance, machines, pools, resources, snapshots, tenants
 from forkypig.rest.caller import AsCaller
 from forkypig.rest.deps import PROBLEMS
 from forkypig.rest.problems import problem
@@ -22,7 +22,7 @@ from forkypig.sdk.client import Forky
 log = structlog.get_logger()
 # A command with its environment and its input is far below; files and archives have a limit of their own.
 MOST_BODY_BYTES = 8 << 20
-_ROOMS = (machines, files, execution, snapshots, instance)
+_ROOMS = (machines, files, execution, snapshots, pools, tenants, access, instance)
 _DESCRIPTION = """Machines, forks and snapshots over HTTP: the same service that gRPC has.
 
 Errors are problems of RFC 9457. A request that changes something takes an `Idempotency-Key`. Long operations answer at

@@ -6,6 +6,7 @@ from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from forkypig import model
+from forkypig.model.access import Role
 
 # What the wire has: 32 bits, and 64 for sizes, of which JSON's readers keep 53.
 _INT32, _MOST = (1 << 31) - 1, (1 << 53) - 1
@@ -169,3 +170,94 @@ class UpdateImage(_Body):
     forget_files: Annotated[
         list[Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4096)]], Field(max_length=1000)
     ]
+
+
+class CreatePool(_Body):
+    """A pool to be made."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_by_alias=True)
+
+    name: Name
+    source: Name = Field(alias="from", description="a snapshot or an image, by id, tag or name")
+    target: Int32 = 1
+    max: Annotated[int, Field(strict=True, ge=1, le=_INT32)] | None = Field(default=None, description="twice target")
+    cpus: Int32 = 0
+    memory_mib: Int32 = 0
+    disk_mib: Int32 = 0
+
+
+class ScalePool(_Body):
+    """Other sizes of a pool; what is not given stays."""
+
+    target: Int32 | None = None
+    max: Annotated[int, Field(strict=True, ge=1, le=_INT32)] | None = None
+
+
+class Acquire(_Body):
+    """A machine of a pool that is wanted."""
+
+    ttl_s: Seconds = Field(default=0.0, description="it is removed when it was not used for so long; 0: ten minutes")
+    labels: Annotated[dict[str, Text], Field(max_length=64)] = {}
+    wait_s: Annotated[float, Field(strict=True, ge=0, le=3600)] = Field(
+        default=30.0, description="for a machine, if none is ready"
+    )
+
+
+class Release(_Body):
+    """How a machine is given back."""
+
+    recycle: Flag = Field(default=False, description="the pool gets another at once, not when there is time")
+
+
+class Renew(_Body):
+    """A lease that is to begin anew."""
+
+    ttl_s: Seconds = Field(default=0.0, description="0: as it is")
+
+
+class Quota(_Body):
+    """What a tenant may have; null is no limit."""
+
+    machines: Int32 | None = None
+    cpus: Int32 | None = None
+    memory_mib: Size | None = None
+    disk_mib: Size | None = None
+    snapshots: Int32 | None = None
+    forks_per_minute: Int32 | None = None
+
+
+class CreateTenant(_Body):
+    """A tenant to be made."""
+
+    name: Name
+    quota: Quota = Quota()
+
+
+class SetQuota(_Body):
+    """What is to change about a tenant."""
+
+    quota: Quota
+
+
+class Share(_Body):
+    """Whom a snapshot is shared with."""
+
+    tenant: Name | None = Field(description="null: every tenant, also those to come")
+
+
+class SetKsm(_Body):
+    """Whether the kernel is to keep equal pages once."""
+
+    on: Flag
+    across_tenants: Flag = Field(default=False, description="although it is on for another tenant's machines too")
+
+
+class CreateToken(_Body):
+    """A token to be made."""
+
+    role: Role
+    tenant: Name | None = Field(default=None, description="the caller's own")
+    lifetime_s: Annotated[int, Field(strict=True, ge=1, le=100 * 365 * 86_400)] | None = Field(
+        default=30 * 86_400, description="null: for ever"
+    )
+    name: Name | None = Field(default=None, description="to know it by")

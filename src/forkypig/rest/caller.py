@@ -3,6 +3,7 @@
 A context variable, so that everything that a request does is done as its caller.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -22,7 +23,7 @@ _current: ContextVar[Metadata] = ContextVar("caller", default=())
 _PASSED_ON = {"authorization": "authorization", "idempotency-key": "idempotency-key", "forky-tenant": "forky-tenant"}
 _KEY = "idempotency-key"
 # Beginnings of the names of methods that change nothing.
-_LOOKING = ("Get", "List", "Read", "Stat", "Download", "Doctor", "Diff", "Check", "Follow")
+_LOOKING = ("Get", "List", "Read", "Stat", "Download", "Doctor", "Diff", "Check", "Follow", "WhoAmI")
 _VALUE = re.compile(r"[\x20-\x7e]{1,4096}")
 _OPEN_PATHS = frozenset({"/v1/health", "/v1/openapi.json"})
 
@@ -43,6 +44,7 @@ class AsCaller:
             await refused(scope, receive, send)
             return
         passed = tuple((key, value) for name, key in _PASSED_ON.items() if (value := headers.get(name)) is not None)
+        passed = (*passed, *_peer(scope))
         token = _current.set(passed)
         try:
             await self._app(scope, receive, send)
@@ -65,6 +67,16 @@ class AsCaller:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
         return None
+
+
+def _peer(scope: Scope) -> Metadata:
+    """Where the caller is, as gRPC would name it: for the audit log, and the count of log-ins that failed."""
+    host, port = scope.get("client") or ("", 0)
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return ()  # a Unix socket has none
+    return (("forky-peer", f"ipv6:[{host}]:{port}" if version == 6 else f"ipv4:{host}:{port}"),)
 
 
 class CallerChannel:

@@ -31,3 +31,4 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 # The answer to a long operation, besides the JSON of its result.
 STREAM = {EVENT_STREAM: {"schema": {"type": "string", "description": "events: progress …, then result or problem"}}}
 BYTES = {"schema": {"type": "string", "format": "binary"}}
+TEXT = {"schema": {"type": "string"}}

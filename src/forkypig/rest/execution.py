@@ -8,8 +8,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import Coroutine
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import structlog
 from fastapi import APIRouter, WebSocket
@@ -22,13 +21,13 @@ from forkypig import errors
 from forkypig.rest import bodies, problems, resources
 from forkypig.rest.bodies import Reference
 from forkypig.rest.deps import BYTES, CHANGES, Sdk
+from forkypig.rest.presence import while_there
 from forkypig.rest.progress import unexpected
 from forkypig.sdk.limited import exec_limited
 from forkypig.sdk.process import Process
 
 router = APIRouter(prefix="/v1/machines/{machine}", tags=["commands"])
 log = structlog.get_logger()
-T = TypeVar("T")
 _STREAMS = {"stdout": b"\x01", "stderr": b"\x02"}
 _POLICY, _FAILED = 1008, 1011  # RFC 6455, section 7.4.1
 
@@ -37,7 +36,7 @@ _POLICY, _FAILED = 1008, 1011  # RFC 6455, section 7.4.1
 async def exec_command(request: Request, machine: Reference, forky: Sdk, body: bodies.Exec) -> resources.ExecResult:
     """Runs a command to its end. A caller that goes away ends the command."""
     found = await forky.get(machine)
-    done = await _while_there(
+    done = await while_there(
         request,
         exec_limited(
             found,
@@ -72,26 +71,6 @@ def _decoded(body: bodies.Exec) -> bytes:
         return base64.b64decode(body.stdin, validate=True)
     except (binascii.Error, ValueError) as error:
         raise errors.InvalidRequest("stdin is not base64: encode it so, or leave `encoding` out") from error
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The outcome of `work`, which is cancelled when the caller goes away."""
-    working = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise errors.DeadlineExceeded("the caller went away, and its command was ended")
-        return await working
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 @router.get("/console", response_class=Response, responses={200: {"content": {"application/octet-stream": BYTES}}})

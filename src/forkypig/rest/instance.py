@@ -1,24 +1,23 @@
 """/v1/status, doctor, events, images, health: what concerns the instance and no single machine."""
 
-import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from forkypig import errors
-from forkypig.rest import bodies, problems, resources
+from forkypig.rest import bodies, resources
 from forkypig.rest.bodies import Reference
-from forkypig.rest.deps import CHANGES, STREAM, Sdk
-from forkypig.rest.progress import EVENT_STREAM, OnProgress, answered, event, wants_stream
+from forkypig.rest.deps import CHANGES, STREAM, TEXT, Sdk
+from forkypig.rest.progress import OnProgress, answered, event, streamed, wants_stream
 from forkypig.sdk.client import Forky
 
 router = APIRouter(prefix="/v1", tags=["instance"])
-# A database look-up by its index; what a person notices is longer.
-_POLL_S = 0.5
 _MOST = (1 << 53) - 1
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 After = Annotated[int, Query(ge=0, le=_MOST, description="only what came after the event of this number")]
 LastEvent = Annotated[
     str | None, Header(alias="Last-Event-ID", description="of a stream that broke off: it goes on from there")
@@ -35,6 +34,12 @@ async def get_health() -> resources.Health:
 async def get_status(forky: Sdk) -> resources.Status:
     """What runs, on which accelerator and why."""
     return resources.Status.of(await forky.remote_status())
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses={200: {"content": {"text/plain": TEXT}}})
+async def get_metrics(forky: Sdk) -> Response:
+    """All metrics, in Prometheus's text format. The operator's, and of tokens of the role metrics."""
+    return PlainTextResponse(await forky.metrics(), media_type=_PROMETHEUS)
 
 
 @router.get("/doctor")
@@ -57,27 +62,16 @@ async def list_events(
             raise errors.InvalidRequest("Last-Event-ID is not the number of an event: leave it out")
         after = max(after, int(last_event_id))
     if wants_stream(request):
-        headers = {"Cache-Control": "no-store"}
-        return StreamingResponse(_follow(forky, after), media_type=EVENT_STREAM, headers=headers)
+        return streamed(_follow(forky, after))
     found = [each async for each in forky.events(after_sequence=after, limit=limit)]
     return JSONResponse([resources.Event.of(each).model_dump(mode="json") for each in found])
 
 
 async def _follow(forky: Forky, after: int) -> AsyncGenerator[bytes, None]:
-    """All events, for ever. One comment a quarter of a minute keeps the connection alive."""
-    loop = asyncio.get_running_loop()
-    said = loop.time()
-    try:
-        while True:
-            async for each in forky.events(after_sequence=after):
-                after, said = each.sequence, loop.time()
-                yield event(each.kind, resources.Event.of(each).model_dump(mode="json"), each.sequence)
-            if loop.time() - said > 15.0:
-                said = loop.time()
-                yield b": nothing new\n\n"
-            await asyncio.sleep(_POLL_S)
-    except errors.ForkyError as error:
-        yield event("problem", problems.document(error))
+    """All events, for ever."""
+    async with aclosing(forky.follow_events(after_sequence=after)) as events:  # type: ignore[type-var]
+        async for each in events:
+            yield event(each.kind, resources.Event.of(each).model_dump(mode="json"), each.sequence)
 
 
 @router.get("/images")

@@ -5,6 +5,7 @@ a person. The HTTP codes are those of google.rpc.Code's mapping, but for a wrong
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -78,7 +79,11 @@ def problem(
 ) -> Problem:
     """The response. `members`: further ones of the problem."""
     made = {**document(error, status, kind), **(members or {})}
-    return Problem(made, status_code=made["status"], headers=dict(headers or {}))
+    sent = dict(headers or {})
+    if isinstance(error, errors.TooManyRequests):
+        # Whole seconds (RFC 9110, section 10.2.3). A quota or a full host says nothing of when it will be otherwise.
+        sent["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return Problem(made, status_code=made["status"], headers=sent)
 
 
 class OnlyProblems:

@@ -6,7 +6,7 @@ Of a stream that has begun the status can't be changed any more, so its last eve
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -16,12 +16,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from forkypig import errors, model
 from forkypig.rest import problems
+from forkypig.rest.presence import while_there
 
 T = TypeVar("T")
 OnProgress = Callable[[model.Progress], None]
 EVENT_STREAM = "text/event-stream"
 # Proxies give up on a connection that is silent for a minute.
 _SILENCE_S = 15.0
+_NOT_KEPT = {"Cache-Control": "no-store"}
 log = structlog.get_logger()
 
 
@@ -47,8 +49,8 @@ async def answered(
 ) -> Response:
     """The response to a long operation, in the form that the caller wants."""
     if wants_stream(request):
-        return StreamingResponse(_events(work), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
-    made = await work(lambda _: None)
+        return StreamingResponse(_events(work), media_type=EVENT_STREAM, headers=_NOT_KEPT)
+    made = await while_there(request, work(lambda _: None))
     headers = {"Location": location(made)} if location is not None else {}
     return JSONResponse(made.model_dump(mode="json"), status_code=status, headers=headers)
 
@@ -80,7 +82,24 @@ async def _events(work: Callable[[OnProgress], Coroutine[Any, Any, BaseModel]]) 
             await working
 
 
-async def alive(take: Callable[[], Awaitable[T]]) -> AsyncIterator[T | bytes]:
+def streamed(events: AsyncGenerator[bytes, None]) -> Response:
+    """Events without end, as they come; a comment while there is none, and `problem` where they break off."""
+    return StreamingResponse(_living(events), media_type=EVENT_STREAM, headers=_NOT_KEPT)
+
+
+async def _living(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(events):
+        try:
+            async with contextlib.aclosing(alive(lambda: anext(events, None))) as pieces:
+                async for piece in pieces:
+                    if piece is None:
+                        return
+                    yield piece
+        except errors.ForkyError as error:
+            yield event("problem", problems.document(error))
+
+
+async def alive(take: Callable[[], Awaitable[T]]) -> AsyncGenerator[T | bytes, None]:
     """What `take` gives, for ever; a comment in its place while that takes long."""
     taking: asyncio.Future[T] | None = None
     try:
@@ -95,6 +114,8 @@ async def alive(take: Callable[[], Awaitable[T]]) -> AsyncIterator[T | bytes]:
     finally:
         if taking is not None:
             taking.cancel()
+            # Whoever gives these things is closed next, which must not be while it runs.
+            await asyncio.wait([taking])
 
 
 def unexpected(error: BaseException) -> errors.InternalError:

@@ -13,11 +13,13 @@ from forkypig.sdk.status import Status as StatusMade
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Resource(BaseModel):
+class Resource(BaseModel):
+    """Unknown fields are left out: the documents may get further ones first."""
+
     model_config = ConfigDict(extra="ignore")
 
 
-class Problem(_Resource):
+class Problem(Resource):
     """What went wrong (RFC 9457)."""
 
     type: str = Field(description="urn:forkypig:problem: and what kind of error it is", examples=["about:blank"])
@@ -27,14 +29,14 @@ class Problem(_Resource):
     errors: list["FieldError"] = Field(default=[], description="which fields of the request are wrong, and why")
 
 
-class FieldError(_Resource):
+class FieldError(Resource):
     """One thing that is wrong with a request."""
 
     where: str = Field(description='like "body.memory_mib"')
     what: str
 
 
-class Port(_Resource):
+class Port(Resource):
     """A port of the host that leads to one of a machine."""
 
     host_address: str
@@ -43,7 +45,7 @@ class Port(_Resource):
     protocol: str
 
 
-class Network(_Resource):
+class Network(Resource):
     """How a machine is connected."""
 
     mode: model.NetworkMode
@@ -53,7 +55,7 @@ class Network(_Resource):
     ports: list[Port]
 
 
-class Limits(_Resource):
+class Limits(Resource):
     """What it may use of its host; null: the default."""
 
     cpus: float | None
@@ -62,7 +64,7 @@ class Limits(_Resource):
     io_mib_s: int | None
 
 
-class Machine(_Resource):
+class Machine(Resource):
     """A machine: a guest with an identity of its own."""
 
     id: str
@@ -99,7 +101,7 @@ class MadeMachine(Machine):
     ready_ms: float | None = Field(description="from the request until its agent had confirmed")
 
 
-class Snapshot(_Resource):
+class Snapshot(Resource):
     """The immutable state of a machine at one instant."""
 
     id: str
@@ -130,7 +132,7 @@ class Snapshot(_Resource):
         return cls.model_validate(documents.snapshot(info))
 
 
-class Fork(_Resource):
+class Fork(Resource):
     """What a fork made."""
 
     snapshot: str
@@ -147,7 +149,7 @@ class Fork(_Resource):
         return cls(snapshot=made.snapshot.id, parent=made.parent, pause_ms=made.pause_ms, children=children)
 
 
-class Image(_Resource):
+class Image(Resource):
     """A bootable base."""
 
     id: str
@@ -164,7 +166,7 @@ class Image(_Resource):
         return cls.model_validate(documents.image(info))
 
 
-class Event(_Resource):
+class Event(Resource):
     """One thing that happened."""
 
     sequence: Count
@@ -178,7 +180,7 @@ class Event(_Resource):
         return cls.model_validate(documents.event(info))
 
 
-class Daemon(_Resource):
+class Daemon(Resource):
     """A daemon that runs."""
 
     pid: int
@@ -186,7 +188,7 @@ class Daemon(_Resource):
     started_us: int
 
 
-class Status(_Resource):
+class Status(Resource):
     """The instance as it is now."""
 
     home: str
@@ -194,6 +196,9 @@ class Status(_Resource):
     controller: Daemon | None
     hostd: Daemon | None
     pager: Daemon | None
+    rest: Daemon | None = Field(description="this API; told to `forky status` on its own computer alone")
+    rest_address: str | None
+    rest_error: str | None
     controller_error: str | None
     hostd_error: str | None
     pager_error: str | None
@@ -214,7 +219,7 @@ class Status(_Resource):
         return cls.model_validate(documents.status(found))
 
 
-class Check(_Resource):
+class Check(Resource):
     """One requirement, and how it is met."""
 
     name: str
@@ -223,7 +228,7 @@ class Check(_Resource):
     remedy: str | None
 
 
-class Examination(_Resource):
+class Examination(Resource):
     """What the doctor found."""
 
     ok: bool
@@ -235,7 +240,7 @@ class Examination(_Resource):
         return cls.model_validate({"ok": all(each["verdict"] != "failed" for each in made), "checks": made})
 
 
-class ExecResult(_Resource):
+class ExecResult(Resource):
     """How a command ended. A command that failed is a result, not a problem."""
 
     exit_code: int = Field(description="as a shell has it: 128 + n for signal n, 124 when it timed out")
@@ -247,14 +252,14 @@ class ExecResult(_Resource):
     failure: str | None = Field(description="why it could not start")
 
 
-class Unpacked(_Resource):
+class Unpacked(Resource):
     """What an archive held."""
 
     files: Count
     bytes: Count
 
 
-class FileEntry(_Resource):
+class FileEntry(Resource):
     """One entry of a directory."""
 
     name: str
@@ -267,7 +272,7 @@ class FileEntry(_Resource):
     target: str | None = Field(description="of a link")
 
 
-class Directory(_Resource):
+class Directory(Resource):
     """The entries of a directory, in the order of their names."""
 
     path: str
@@ -275,7 +280,7 @@ class Directory(_Resource):
     complete: bool = Field(description="false: there are more than were asked for")
 
 
-class Health(_Resource):
+class Health(Resource):
     """That this process answers."""
 
     status: str

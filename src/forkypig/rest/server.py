@@ -11,10 +11,11 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from forkypig.daemon.server import tell_systemd
 from forkypig.daemon.settings import Settings
 from forkypig.rest.app import make_app
 from forkypig.rest.caller import CallerChannel
-from forkypig.rest.listening import Address, bound, check_tokens_count, tls_files
+from forkypig.rest.listening import Address, Tls, bound, check_tokens_count, tls
 from forkypig.rest.problems import OnlyProblems
 from forkypig.sdk.client import Forky
 
@@ -33,8 +34,8 @@ class Server(uvicorn.Server):
         yield
 
 
-def made_server(app: ASGIApp, tls: tuple[str, str] | None = None) -> Server:
-    """A server for the application; `tls`: certificate and key."""
+def made_server(app: ASGIApp, secure: Tls | None = None) -> Server:
+    """A server for the application."""
     config = uvicorn.Config(
         OnlyProblems(app),
         log_config=None,
@@ -44,18 +45,19 @@ def made_server(app: ASGIApp, tls: tuple[str, str] | None = None) -> Server:
         proxy_headers=False,
         ws_max_size=_MOST_MESSAGE_BYTES,
         timeout_graceful_shutdown=_GRACE_S,
-        ssl_certfile=tls[0] if tls else None,
-        ssl_keyfile=tls[1] if tls else None,
     )
+    if secure is not None:
+        config.load()
+        config.ssl = secure.context
     return Server(config)
 
 
 @contextlib.contextmanager
-def _said(settings: Settings, address: Address, listener: socket.socket) -> Iterator[None]:
+def _said(settings: Settings, address: Address, scheme: str, listener: socket.socket) -> Iterator[None]:
     """A file with the address, as long as it serves: `forky up` waits for it, and port 0 becomes a number there."""
     mark = settings.run / "rest.address"
     port = listener.getsockname()[1] if address.is_tcp else 0
-    mark.write_text(f"{dataclasses.replace(address, port=port)}\n")
+    mark.write_text(f"{scheme}{dataclasses.replace(address, port=port)}\n")
     try:
         yield
     finally:
@@ -67,20 +69,22 @@ async def run(settings: Settings) -> None:
     where no controller runs."""
     (settings.run / "rest.address").unlink(missing_ok=True)  # of one that was killed
     address = Address.of(settings)
-    tls = tls_files(settings, address)
+    secure = tls(settings, address)
+    scheme = "unix:" if not address.is_tcp else "http://" if secure is None else "https://"
     if address.is_tcp:
         await check_tokens_count(settings.socket("controller"))
     async with Forky(settings.home, start=False, token="", tenant="", wrap_channel=CallerChannel) as forky:  # type: ignore[arg-type]
-        server = made_server(make_app(forky, token_needed=address.is_tcp), tls)
+        server = made_server(make_app(forky, token_needed=address.is_tcp), secure)
         loop = asyncio.get_running_loop()
 
         def end() -> None:
             server.should_exit = True
 
-        with bound(address) as listener, _said(settings, address, listener):
+        with bound(address) as listener, _said(settings, address, scheme, listener):
             serving = asyncio.create_task(server.serve([listener]))
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, end)
-            log.info("serving", address=str(address), tls=tls is not None)
+            log.info("serving", address=str(address), tls=secure is not None)
+            tell_systemd()
             await serving
         log.info("stopping")

@@ -1,12 +1,12 @@
 """What changed between two snapshots: pages of memory, and files."""
 
 import asyncio
-import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from forkypig import errors, model
+from forkypig.sdk import patch as patches
 from forkypig.sdk.borrowed import borrowed
 from forkypig.sdk.connection import LONG_S, translated
 from forkypig.sdk.file_list import FileEntry, hashes, listed
@@ -21,7 +21,7 @@ OnProgress = Callable[[model.Progress], None]
 
 # What every child is given anew (docs/identity.md): it says nothing about the snapshots.
 _IDENTITY = ("/etc/hostname", "/etc/hosts", "/etc/machine-id", "/var/lib/dbus/machine-id")
-_LARGEST_PATCH = 1 << 20
+_READ_TOGETHER = 8  # files: each waits for the guest's agent more than it keeps it busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class FileChange:
     path: str
     before: FileEntry | None
     after: FileEntry | None
-    patch: str = ""  # unified diff, where it was asked for and both are text
+    patch: str = ""  # as git writes it, where it was asked for
 
     @property
     def verb(self) -> str:
@@ -60,7 +60,7 @@ async def diff(forky: "Forky", before: str, after: str, patch: bool, on_progress
         tell(model.Progress("comparing files"))
         files = await _changes(children, old, new)
         if patch:
-            files = [await _with_patch(children, change) for change in files]
+            files = await _with_patches(children, files, tell)
         was, now = (fork.snapshot.id for fork in forks)
         memory = await _memory(forky, was, now, tell)
     return Diff(was, now, memory, tuple(files))
@@ -85,25 +85,30 @@ async def _changes(
     return sorted(changes, key=lambda change: change.path)
 
 
-async def _with_patch(children: "Sequence[Machine]", change: FileChange) -> FileChange:
-    """The change with its patch, if both sides are text and not too long."""
-    sides = []
-    for child, entry in zip(children, (change.before, change.after), strict=True):
-        if entry is None:
-            sides.append("")
-            continue
-        if entry.kind != "file" or entry.size_bytes > _LARGEST_PATCH:
-            return change
-        content = await child.read_file(change.path)
-        if b"\0" in content:
-            return change
-        sides.append(content.decode(errors="replace"))
-    old, new = (side.splitlines(keepends=True) for side in sides)
-    was = f"a{change.path}" if change.before else "/dev/null"
-    now = f"b{change.path}" if change.after else "/dev/null"
-    lines = difflib.unified_diff(old, new, was, now)
-    text = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
-    return FileChange(change.path, change.before, change.after, text)
+async def _with_patches(children: "Sequence[Machine]", changes: list[FileChange], tell: OnProgress) -> list[FileChange]:
+    """The changes with their patches."""
+    turns = asyncio.Semaphore(_READ_TOGETHER)
+    done = 0
+
+    async def with_patch(change: FileChange) -> FileChange:
+        nonlocal done
+        sides = (change.before, change.after)
+        async with turns:
+            old, new = [await _content(child, change.path, entry) for child, entry in zip(children, sides, strict=True)]
+        done += 1
+        tell(model.Progress("reading files", done, len(changes)))
+        return replace(change, patch=patches.patch(change.path, *sides, old, new))
+
+    return list(await asyncio.gather(*(with_patch(change) for change in changes)))
+
+
+async def _content(child: "Machine", path: str, entry: FileEntry | None) -> bytes | None:
+    """What a patch is made of; None where there is nothing, or too much."""
+    if entry is not None and entry.kind == "link":
+        return entry.target.encode(errors="surrogateescape")
+    if entry is None or entry.kind != "file" or entry.size_bytes > patches.LARGEST_BYTES:
+        return None
+    return await child.read_file(path)
 
 
 async def _memory(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from forkypig import errors, model
 from forkypig.daemon.home import Home, HomePaths, home_from_environment
+from forkypig.sdk import pids
 from forkypig.sdk.connection import calls, is_healthy, open_channel
 from forkypig.sdk.pids import running_pid
 from forkypig.sdk.status import Daemon, Status
@@ -62,8 +63,9 @@ def daemons() -> tuple[str, ...]:
 
 
 def all_run(at: HomePaths) -> bool:
-    """Whether all daemons of the home run (not whether they are well)."""
-    return all(running_pid(at.pid_file(daemon)) is not None for daemon in daemons())
+    """Whether all daemons of the home run (not whether they are well), and the REST API where it is wanted."""
+    wanted = (*daemons(), REST) if _rest_wanted(at).exists() else daemons()
+    return all(running_pid(at.pid_file(daemon)) is not None for daemon in wanted)
 
 
 def clean_mark(at: HomePaths) -> Path:
@@ -123,16 +125,19 @@ async def up(at: HomePaths, on_progress: OnProgress | None = None) -> None:
 
 
 async def _start_rest(at: HomePaths, on_progress: OnProgress | None) -> None:
-    """The REST API, where FORKY_REST asks for it. It is no daemon that the others need, so only `up` looks after it."""
+    """The REST API, where FORKY_REST asks for it, or an `up` before this one did: then at the same address."""
     from forkypig.daemon.settings import Settings  # pydantic: a tenth of a second that other commands don't pay
 
-    if not Settings(home=at.home).rest or running_pid(at.pid_file(REST)) is not None:
+    mark = _rest_wanted(at)
+    address = Settings(home=at.home).rest or (mark.read_text() if mark.exists() else "")
+    if not address or running_pid(at.pid_file(REST)) is not None:
         return
     if on_progress is not None:
         on_progress(model.Progress("starting the REST API", len(DAEMONS), len(DAEMONS) + 1))
     log_file = at.logs / f"{REST}.log"
     began = log_file.stat().st_size if log_file.exists() else 0
-    child = _spawn(at, REST, log_file)
+    _rest_mark(at).unlink(missing_ok=True)  # of one that was killed
+    child = _spawn(at, REST, log_file, FORKY_REST=address)
     deadline = asyncio.get_running_loop().time() + _START_S
     while not _rest_mark(at).exists():
         if child.poll() is not None:
@@ -145,11 +150,23 @@ async def _start_rest(at: HomePaths, on_progress: OnProgress | None) -> None:
                 f"the REST API does not serve after {_START_S:.0f} s: {_tail(at, REST, began)}"
             )
         await asyncio.sleep(_POLL_S)
+    mark.write_text(address)
+
+
+async def end_rest(at: HomePaths) -> None:
+    """Ends the REST API; the next command does not start it again."""
+    _rest_wanted(at).unlink(missing_ok=True)
+    await pids.end(REST, at.pid_file(REST))
 
 
 def _rest_mark(at: HomePaths) -> Path:
     """There while the REST API serves: it says where."""
     return at.run / "rest.address"
+
+
+def _rest_wanted(at: HomePaths) -> Path:
+    """There from an `up` that started the REST API to the next `down`, with what FORKY_REST was."""
+    return at.run / "rest.wanted"
 
 
 async def _connected(at: HomePaths) -> None:
@@ -177,8 +194,8 @@ def daemon_argv(daemon: str) -> list[str]:
     return [sys.executable, "-P", "-m", f"forkypig.{daemon}"]
 
 
-def _spawn(at: HomePaths, daemon: str, log_file: Path) -> subprocess.Popen[bytes]:
-    """A daemon in a session of its own, away from our terminal and its Ctrl-C."""
+def _spawn(at: HomePaths, daemon: str, log_file: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """A daemon in a session of its own, away from our terminal and its Ctrl-C. `variables`: besides our environment."""
     _started[:] = [child for child in _started if child.poll() is None]
     fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -188,7 +205,7 @@ def _spawn(at: HomePaths, daemon: str, log_file: Path) -> subprocess.Popen[bytes
             stdout=fd,
             stderr=fd,
             cwd="/",
-            env={**os.environ, "FORKY_HOME": str(at.home)},
+            env={**os.environ, "FORKY_HOME": str(at.home), **variables},
             start_new_session=True,
         )
     finally:
@@ -235,12 +252,16 @@ def _tail(at: HomePaths, daemon: str, began: int) -> str:
 
 async def status(at: HomePaths) -> Status:
     """What runs in the home, without starting anything: the pid files, and the controller's answer if it runs."""
-    pids = {daemon: running_pid(at.pid_file(daemon)) for daemon in DAEMONS}
+    found = {daemon: running_pid(at.pid_file(daemon)) for daemon in (*DAEMONS, REST)}
+    mark = _rest_mark(at)
     here = Status(
         home=at.home,
-        controller=_daemon(pids["controller"]),
-        hostd=_daemon(pids["hostd"]),
-        pager=_daemon(pids["pager"]),
+        controller=_daemon(found["controller"]),
+        hostd=_daemon(found["hostd"]),
+        pager=_daemon(found["pager"]),
+        rest=_daemon(found[REST]),
+        rest_address=mark.read_text().strip() if found[REST] is not None and mark.exists() else "",
+        rest_error="it has died: forky up" if found[REST] is None and _rest_wanted(at).exists() else "",
     )
     if here.controller is None:
         return here

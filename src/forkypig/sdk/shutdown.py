@@ -33,7 +33,7 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
         return False
     async with local.locked(at):
         in_order = True
-        await pids.end(local.REST, at.pid_file(local.REST))
+        await local.end_rest(at)
         daemons = local.daemons()
         some_ran = any(running_pid(at.pid_file(daemon)) is not None for daemon in daemons)
         if "hostd" in daemons and (some_ran or _may_have_left_something(at)):

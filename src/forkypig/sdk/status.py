@@ -38,6 +38,9 @@ class Status:
     controller: Daemon | None = None
     hostd: Daemon | None = None
     pager: Daemon | None = None
+    rest: Daemon | None = None  # the REST API, of this computer's own home alone; None also where nobody asked for it
+    rest_address: str = ""
+    rest_error: str = ""
     controller_error: str = ""  # why it can't be asked although it runs
     hostd_error: str = ""
     pager_error: str = ""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import grpc
 from forkypig import errors, model, signatures
 from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import calls
+from forkypig.sdk.whole_file import write_whole
 from forkypig.v1 import store_pb2 as pb
 from forkypig.v1 import store_pb2_grpc
 from forkypig.wire import convert
@@ -116,7 +117,7 @@ class Storing:
         parts = _followed(self.socket, self._store.ExportSnapshot(request), on_progress)
         async with contextlib.aclosing(_contents(parts, Path(sign) if sign is not None else None)) as contents:
             if isinstance(target, str | Path):
-                return Exported(await _write_whole(Path(target), contents))
+                return Exported(await write_whole(Path(target), contents))
             size = 0
             async for content in contents:
                 await asyncio.to_thread(target.write, content)
@@ -254,36 +255,6 @@ def _file(name: str, content: bytes) -> bytes:
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     return entry.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
-
-
-async def _write_whole(target: Path, contents: AsyncIterator[bytes]) -> int:
-    """Writes a file, whole or not at all, durably; returns its length. Raises InvalidRequest where it can't be."""
-    if not target.parent.is_dir() or target.is_dir():
-        wrong = f"«{target}» is a directory" if target.is_dir() else f"there is no directory «{target.parent}»"
-        raise errors.InvalidRequest(f"{wrong}: name a file in a directory that is there")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    size = 0
-    try:
-        with part.open("xb") as file:
-            async for content in contents:
-                await asyncio.to_thread(file.write, content)
-                size += len(content)
-            file.flush()
-            await asyncio.to_thread(os.fsync, file.fileno())
-        part.replace(target)
-        await asyncio.to_thread(_sync_directory, target.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return size
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _opened(source: str | Path | IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:

@@ -236,7 +236,7 @@ class AuditEntry(_message.Message):
     about: _builtins.str
     """ids and names, as in "machine=web m-0123456789ab" """
     result: _builtins.str
-    """OK, or the name of a gRPC status"""
+    """OK, the name of a gRPC status, or INTERRUPTED: the controller was killed meanwhile"""
     duration_ms: _builtins.float
     peer: _builtins.str
     """where the call came from"""

@@ -40,6 +40,11 @@ class PagerStub:
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
                 response_deserializer=forkypig_dot_v1_dot_pager__pb2.PagerStatus.FromString,
                 _registered_method=True)
+        self.GetSnapshotMemory = channel.unary_unary(
+                '/forkypig.v1.Pager/GetSnapshotMemory',
+                request_serializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
+                response_deserializer=forkypig_dot_v1_dot_pager__pb2.PagerSnapshot.FromString,
+                _registered_method=True)
         self.GetFaults = channel.unary_unary(
                 '/forkypig.v1.Pager/GetFaults',
                 request_serializer=forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
@@ -87,6 +92,13 @@ class PagerServicer:
 
     def GetPagerStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSnapshotMemory(self, request, context):
+        """One snapshot, which costs nothing that all the others have a part in.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -160,6 +172,11 @@ def add_PagerServicer_to_server(servicer, server):
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
                     response_serializer=forkypig_dot_v1_dot_pager__pb2.PagerStatus.SerializeToString,
             ),
+            'GetSnapshotMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSnapshotMemory,
+                    request_deserializer=forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.FromString,
+                    response_serializer=forkypig_dot_v1_dot_pager__pb2.PagerSnapshot.SerializeToString,
+            ),
             'GetFaults': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFaults,
                     request_deserializer=forkypig_dot_v1_dot_common__pb2.Empty.FromString,
@@ -228,6 +245,33 @@ class Pager:
             '/forkypig.v1.Pager/GetPagerStatus',
             forkypig_dot_v1_dot_common__pb2.Empty.SerializeToString,
             forkypig_dot_v1_dot_pager__pb2.PagerStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSnapshotMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forkypig.v1.Pager/GetSnapshotMemory',
+            forkypig_dot_v1_dot_pager__pb2.SnapshotMemoryRequest.SerializeToString,
+            forkypig_dot_v1_dot_pager__pb2.PagerSnapshot.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,8 @@ class PagerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PagerAsyncStub: ...
     GetPagerStatus: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerStatus]
+    GetSnapshotMemory: _grpc.UnaryUnaryMultiCallable[_pager_pb2.SnapshotMemoryRequest, _pager_pb2.PagerSnapshot]
+    """One snapshot, which costs nothing that all the others have a part in."""
     GetFaults: _grpc.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerFaults]
     """How long reads of its files took."""
     Reserve: _grpc.UnaryUnaryMultiCallable[_pager_pb2.ReserveRequest, _pager_pb2.ReserveResponse]
@@ -62,6 +64,8 @@ class PagerStub:
 class PagerAsyncStub(PagerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPagerStatus: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerStatus]  # type: ignore[assignment]
+    GetSnapshotMemory: _aio.UnaryUnaryMultiCallable[_pager_pb2.SnapshotMemoryRequest, _pager_pb2.PagerSnapshot]  # type: ignore[assignment]
+    """One snapshot, which costs nothing that all the others have a part in."""
     GetFaults: _aio.UnaryUnaryMultiCallable[_common_pb2.Empty, _pager_pb2.PagerFaults]  # type: ignore[assignment]
     """How long reads of its files took."""
     Reserve: _aio.UnaryUnaryMultiCallable[_pager_pb2.ReserveRequest, _pager_pb2.ReserveResponse]  # type: ignore[assignment]
@@ -94,6 +98,14 @@ class PagerServicer(metaclass=_abc_1.ABCMeta):
         request: _common_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_pager_pb2.PagerStatus, _abc.Awaitable[_pager_pb2.PagerStatus]]: ...
+
+    @_abc_1.abstractmethod
+    def GetSnapshotMemory(
+        self,
+        request: _pager_pb2.SnapshotMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pager_pb2.PagerSnapshot, _abc.Awaitable[_pager_pb2.PagerSnapshot]]:
+        """One snapshot, which costs nothing that all the others have a part in."""
 
     @_abc_1.abstractmethod
     def GetFaults(

@@ -50,10 +50,12 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.ForkyError]] = {
 }
 
 
-def _with_message(cls: type[errors.ForkyError], message: str) -> errors.ForkyError:
+def _with_message(cls: type[errors.ForkyError], message: str, retry_after_s: float = 0.0) -> errors.ForkyError:
     """An instance of `cls` that says `message`, whatever fields its own constructor takes."""
     error = cls.__new__(cls)
     Exception.__init__(error, message)
+    if isinstance(error, errors.TooManyRequests):
+        error.retry_after_s = retry_after_s
     return error
 
 
@@ -77,9 +79,10 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
 def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.ForkyError:
     """The error that the daemon raised, or for a failure of gRPC's own what comes nearest."""
     message = error.details() or error.code().name
-    for key, value in error.trailing_metadata() or ():
-        if key == _METADATA_KEY and isinstance(value, str) and value in _CLASSES:
-            return _with_message(_CLASSES[value], message)
+    said = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
+    if (cls := _CLASSES.get(said.get(_METADATA_KEY, ""))) is not None:
+        pushback_ms = said.get(_PUSHBACK_KEY, "")
+        return _with_message(cls, message, int(pushback_ms) / 1000 if pushback_ms.isdecimal() else 0.0)
     return _with_message(_BY_CODE.get(error.code(), errors.InternalError), message)
 
 
