@@ -60,10 +60,11 @@ async def test_a_request_that_comes_again_gets_the_same_machine(client: Client, 
 
 async def test_who_says_of_a_key_that_it_is_new_when_it_is_not_gets_no_other_machine(client: Client) -> None:
     await create(client, 2, 4)
-    first = await acquire(client, "one", NEW)
+    first = await acquire(client, "one", (NEW, "one"))
     with pytest.raises(errors.Busy, match="this request"):
-        await acquire(client, "one", NEW)
+        await acquire(client, "one", (NEW, "one"))
     assert await acquire(client, "one") == first
+    assert await acquire(client, "one", (NEW, "another's")) == first  # somebody on the way has put in their key
     await eventually(lambda: _same(client, {first.machine.id}))
     assert list(await client.machines()) == [first.machine.name]
 

@@ -209,7 +209,7 @@ class Edge(grpc.aio.ServerInterceptor):
             request = method.read(raw)
             call.about = subjects.about(request, commands=self._audit_commands)
             if (key := metadata.get(KEY)) is not None and retries.applies_to(call.method, streamed=streamed):
-                asked = retries.asked(who, call.method, key, request, is_new=metadata.get(NEW[0]) == NEW[1])
+                asked = retries.asked(who, call.method, key, request, is_new=metadata.get(NEW) == key)
         roles.check_may(who, call.method)
         if not who.operator and (wait_s := self._rates.take(f"{who.tenant}\0{who.name}", time.monotonic())):
             raise TooManyRequests(wait_s)

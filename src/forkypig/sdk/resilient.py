@@ -95,7 +95,7 @@ class Channel(grpc.aio.Channel):
 
         async def call(request: Any, *, metadata: Metadata | None = None, **rest: Any) -> Any:
             metadata, patience = self._with(metadata, method), _Patience()
-            new: Metadata = (NEW,)
+            new: Metadata = tuple((NEW, key) for name, key in metadata if name == KEY)
             while True:
                 try:
                     return await inner(request, metadata=(*metadata, *new), **rest)
