@@ -215,7 +215,7 @@ def _pools(results: Results) -> Iterator[Target]:
     yield _at_most("acquire of a ready machine while refills run, p50", samples, 0.5, 10, "ms")
     yield _at_most("acquire of a ready machine while refills run, p99", samples, 0.99, 50, "ms")
     late = results.samples(pools.CROWD, "callers past their deadline")
-    overtaken = results.samples(pools.CROWD, "callers served before one who had waited longer")
+    overtaken = results.samples(pools.CROWD, "callers given a machine before one who came earlier")
     name, asked = "200 acquires at once on a pool of 20 end in order", "no error, in turn"
     if not late:
         yield Target(name, asked, "not measured", None)

@@ -26,6 +26,10 @@ class AcquiredMachine(Machine):
     def waited_ms(self) -> float:
         return self._acquired.waited_ms
 
+    @property
+    def arrived_us(self) -> int:
+        return self._acquired.arrived_us
+
     def release(self, *, recycle: bool = False) -> None:
         self._loop.run(self._acquired.release(recycle=recycle))
 

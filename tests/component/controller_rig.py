@@ -15,7 +15,14 @@ import grpc
 from forkypig.controller.app import controller
 from forkypig.controller.store import sqlite
 from forkypig.daemon.settings import Settings
-from forkypig.v1 import agent_pb2_grpc, controller_pb2_grpc, pools_pb2, pools_pb2_grpc, tenants_pb2_grpc
+from forkypig.v1 import (
+    agent_pb2_grpc,
+    controller_pb2_grpc,
+    observe_pb2_grpc,
+    pools_pb2,
+    pools_pb2_grpc,
+    tenants_pb2_grpc,
+)
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire.status import rpc_errors
@@ -35,6 +42,7 @@ class Client:
         self.stub: Any = controller_pb2_grpc.ControllerStub(channel)
         self.agent: Any = agent_pb2_grpc.AgentStub(channel)
         self.pools: Any = pools_pb2_grpc.PoolsStub(channel)
+        self.observation: Any = observe_pb2_grpc.ObservationStub(channel)
         self.tenants: Any = tenants_pb2_grpc.TenantsStub(channel)
 
     def in_tenant(self, tenant: str) -> "Client":
@@ -101,9 +109,11 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-                yield Client(channel)
+                try:
+                    yield Client(channel)
+                finally:  # before its callers leave, as the daemon does
+                    await app.desk.journal.stop()
         finally:
-            await app.desk.journal.stop()
             await server.stop(0.5)
             path.unlink(missing_ok=True)
 

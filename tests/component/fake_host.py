@@ -267,7 +267,8 @@ class FakeHost(host_pb2_grpc.HostServicer, agent_pb2_grpc.AgentServicer):
     async def _do_AcquireMachine(self, request: Any) -> common.Machine:
         if request.machine not in self.machines:
             raise NotFound("machine", request.machine)
-        self.change(request.machine, state=RUNNING, name=request.name)
+        change = {"name": request.name} if request.name else {}
+        self.change(request.machine, state=RUNNING, **change)
         return self.machines[request.machine]
 
     async def StopMachine(self, request: Any, context: Any) -> common.Machine:

@@ -1,5 +1,6 @@
 """Pools with real machines: who is acquired is a machine of its own, and nothing of it is left for the next."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 
 from forkypig import errors
+from forkypig.hostd.faults import ACQUIRE_STEPS
 from forkypig.sync import Forky
 from forkypig.sync_pools import AcquiredMachine
-from tests.live.conftest import FORKY, Instance
+from tests.live.conftest import FORKY, Instance, mostly_long
+from tests.live.test_faults import faulty
 
 _WHO = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; date +%s.%N"
 
@@ -39,7 +42,8 @@ def client(forky: Instance) -> Any:
 def ready(client: Forky, count: int, name: str = "py") -> Any:
     def is_so() -> Any:
         status = client.pool(name).status()
-        return status if status.ready >= count and not status.filling else None
+        wanted = min(status.wanted, status.pool.max - status.acquired)  # refills begin when nobody is being served
+        return status if status.ready >= max(count, wanted) and not status.filling else None
 
     return eventually(is_so, f"{count} ready in {name}")
 
@@ -162,6 +166,37 @@ def test_ready_machines_outlive_the_daemons(forky: Instance, client: Forky) -> N
     assert (ran["pool"], ran["network"]["mode"]) == ("py", "isolated")
     assert forky.sh("web", "hostname; cat /etc/hostname") == "web\nweb"
     forky.ok("rm", "web")
+
+
+@pytest.mark.parametrize("step", mostly_long(ACQUIRE_STEPS, always=("acquire-run",)))
+def test_hostd_is_killed_as_it_hands_a_machine_over(forky: Instance, client: Forky, step: str) -> None:
+    """Nobody was told of the machine: it goes, and the next caller gets another. One who was told keeps theirs."""
+    faulty(forky)
+    with Forky(home=forky.home, start=False) as again:
+        ready(again, 2)
+        (forky.home / "fault").write_text(f"kill {step}")
+        got = None
+        with contextlib.suppress(errors.HostUnreachable):
+            got = again.pool("py").acquire()
+        assert got is None or step != "acquire-run"  # the record is written behind the answer, mostly
+        eventually(lambda: not (forky.home / "fault").exists(), "hostd lives")
+        faulty(forky)
+        if got is None:
+            got = again.pool("py").acquire(wait_s=60)
+            _only_theirs(forky, got.id)
+        assert sh(got, "hostname") == got.name
+        assert [lease.machine for lease in again.pool("py").status().leases] == [got.id]
+        got.release()
+
+
+def _only_theirs(forky: Instance, acquired: str) -> None:
+    """By and by every machine but this one waits in a pool."""
+
+    def are_so() -> bool:
+        machines = forky.json("ps", "--all")
+        return all(each["pool"] and each["state"] == "paused" for each in machines if each["id"] != acquired)
+
+    eventually(are_so, "what nobody has is there", 60)
 
 
 def test_a_pool_of_a_snapshot_has_its_state_and_goes_with_all_that_waits(forky: Instance, client: Forky) -> None:

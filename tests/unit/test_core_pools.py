@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from forkypig import errors
 from forkypig.core.pools import (
+    LEAST_LULL_S,
+    LULL_S,
     MOST_LABELS,
+    MOST_LULL_S,
     QUIET_S,
     REMEMBERED_S,
     Demand,
@@ -15,6 +18,7 @@ from forkypig.core.pools import (
     check_lease,
     check_sizes,
     missing,
+    put_off_s,
     surplus,
     wanted,
 )
@@ -54,6 +58,19 @@ def test_a_machine_that_is_recycled_is_had_once_more_than_was_there() -> None:
     assert missing(Stock(ready=3, owed=1), 3, 10) == 1
     assert missing(Stock(ready=3, owed=1, filling=1), 3, 10) == 0
     assert missing(Stock(ready=3, owed=1, acquired=7), 3, 10) == 0
+
+
+def test_refills_give_way_but_not_for_ever_and_not_to_those_who_wait_for_them() -> None:
+    full, half, empty = (Stock(ready=count) for count in (4, 2, 0))
+    assert put_off_s(full, 4, 0.0, 0.0) == LULL_S
+    assert put_off_s(half, 4, 0.0, 0.0) == LULL_S / 2
+    assert put_off_s(empty, 4, 0.0, 0.0) == LEAST_LULL_S
+    assert put_off_s(empty, 0, 0.0, 0.0) == LEAST_LULL_S
+    assert put_off_s(full, 4, LULL_S, LULL_S) == 0
+    assert put_off_s(full, 4, 0.0, MOST_LULL_S - 0.1) == pytest.approx(0.1)
+    assert put_off_s(half, 4, 0.0, MOST_LULL_S / 2) == 0
+    for pressing in (Stock(ready=0, waiting=1), Stock(ready=4, owed=1)):
+        assert put_off_s(pressing, 4, 0.0, 0.0) == 0
 
 
 def test_demand_is_the_busiest_span_of_late() -> None:

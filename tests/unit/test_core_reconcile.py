@@ -116,6 +116,17 @@ def test_unknown_machine_is_adopted_or_removed_if_it_was_undone() -> None:
     assert plan(records([PARENT]), seen([PARENT, machine(3, S.CREATING)])) == Plan()
 
 
+def test_what_was_taken_of_a_pool_is_somebodys_only_if_all_of_it_was_done() -> None:
+    acquire = Intent(id=1, kind=IntentKind.ACQUIRE, machines=(MACHINES[0],), arguments={"pool": "p-1"})
+    run = replace(acquire, kind=IntentKind.RUN)
+    row = machine(0)
+    for intent, state, is_theirs in ((acquire, S.RUNNING, True), (acquire, S.PAUSED, False), (run, S.RUNNING, False)):
+        made = plan(records([row], [], intent), seen([machine(0, state)]))
+        assert made.finished == ([intent] if is_theirs else [])
+        assert made.undone == ([] if is_theirs else [intent])
+        assert made.remove_machines == ([] if is_theirs else [row.id])
+
+
 def test_removal_is_done_again() -> None:
     intent = Intent(id=1, kind=IntentKind.REMOVE_MACHINE, machines=(MACHINES[0],))
     made = plan(records([machine(0, S.REMOVING)], [], intent), seen([PARENT]))

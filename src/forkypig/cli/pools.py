@@ -33,6 +33,13 @@ def duration(text: str) -> float:
     return float(found[1]) * _UNITS_S[found[2] or "s"]
 
 
+def lifetime(text: str) -> float:
+    """As `duration`, and not none at all, which the API takes for «as it is by default»."""
+    if not (found := duration(text)):
+        raise typer.BadParameter("a lease of 0 s is not possible: ask for 1 s to 30 days")
+    return found
+
+
 @pool.command()
 def create(
     name: PoolName,
@@ -194,7 +201,7 @@ def acquire(
     name: PoolName,
     ttl: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="TIME", help="How long it stays unused: 30s, 10m.", show_default="10m"),
+        typer.Option(parser=lifetime, metavar="TIME", help="How long it stays unused: 30s, 10m.", show_default="10m"),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="K=V", help="What is to be known about the lease.")
@@ -246,7 +253,7 @@ def release(
 def renew(
     machine: MachineName,
     ttl: Annotated[
-        float | None, typer.Option(parser=duration, metavar="TIME", help="From now on.", show_default="as it is")
+        float | None, typer.Option(parser=lifetime, metavar="TIME", help="From now on.", show_default="as it is")
     ] = None,
     as_json: printing.Json = False,
 ) -> None:

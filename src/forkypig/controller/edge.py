@@ -26,7 +26,7 @@ from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, InvalidRequest, TooManyRequests
 from forkypig.model.access import Principal
-from forkypig.wire.keys import KEY
+from forkypig.wire.keys import KEY, NEW
 from forkypig.wire.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -209,7 +209,7 @@ class Edge(grpc.aio.ServerInterceptor):
             request = method.read(raw)
             call.about = subjects.about(request, commands=self._audit_commands)
             if (key := metadata.get(KEY)) is not None and retries.applies_to(call.method, streamed=streamed):
-                asked = retries.asked(who, call.method, key, request)
+                asked = retries.asked(who, call.method, key, request, is_new=metadata.get(NEW) == key)
         roles.check_may(who, call.method)
         if not who.operator and (wait_s := self._rates.take(f"{who.tenant}\0{who.name}", time.monotonic())):
             raise TooManyRequests(wait_s)

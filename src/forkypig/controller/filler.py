@@ -23,7 +23,7 @@ from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, images, intents, machines, pools, snapshots
 from forkypig.controller.templates import Templates
 from forkypig.core.intents import IntentKind, IntentStatus
-from forkypig.core.pools import MOST_AT_ONCE, missing, surplus
+from forkypig.core.pools import MOST_AT_ONCE, missing, put_off_s, surplus
 from forkypig.core.quotas import of_machines
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
@@ -51,7 +51,24 @@ class Filler:
     def __init__(self, desk: Desk, leases: PoolLeases, templates: Templates) -> None:
         self._desk, self._leases, self._templates = desk, leases, templates
         self._turn = asyncio.Lock()
+        self._stirred_s = float("-inf")  # by the loop's clock
         self.refills_allowed: Callable[[Pool], bool] = lambda _pool: desk.admission.refills_allowed
+
+    def give_way(self) -> None:
+        """Somebody is served, of whatever pool: refills are not to be in their way."""
+        self._stirred_s = asyncio.get_running_loop().time()
+
+    async def _lull(self, live: LivePool) -> None:
+        """Returns when a refill disturbs nobody, or has been put off for long enough."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        while not live.closed and (
+            wait_s := put_off_s(live.stock, live.wanted, loop.time() - self._stirred_s, loop.time() - due_s)
+        ):
+            live.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await live.changed.wait()
 
     async def keep(self, live: LivePool) -> None:
         """Keeps one pool filled until it is closed."""
@@ -91,6 +108,7 @@ class Filler:
                 await self._leases.dispose(live.pool, machine, "it was more than is wanted")
         if not missing(live.stock, wanted, live.pool.max) or not self.refills_allowed(live.pool):
             return
+        await self._lull(live)
         async with self._turn:
             stock = live.stock  # as it is now that it is our turn
             count = min(missing(stock, live.wanted, live.pool.max), MOST_AT_ONCE)

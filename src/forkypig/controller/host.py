@@ -235,8 +235,8 @@ class Host:
             answer = await self.stub.ResumeMachine(pb.HostMachineRequest(machine=machine), timeout=CHANGE_S)
         return convert.machine_from_wire(answer)
 
-    async def acquire(self, machine: MachineId, name: str) -> Machine:
-        """Lets a machine that waited in a pool run."""
+    async def acquire(self, machine: MachineId, name: str = "") -> Machine:
+        """Lets a machine that waited in a pool run, called `name`; "": as it was."""
         request = pb.HostAcquireMachineRequest(machine=machine, name=name)
         with host_errors():
             return convert.machine_from_wire(await self.stub.AcquireMachine(request, timeout=CHANGE_S))

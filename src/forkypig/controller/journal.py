@@ -26,7 +26,12 @@ T = TypeVar("T")
 
 ENDING = "the controller is ending: what was begun is finished or undone when it runs again (forky up)"
 
-_MAKING = {IntentKind.RUN: "creating", IntentKind.FORK: "creating", IntentKind.REMOVE_MACHINE: Action.REMOVE.value}
+_MAKING = {
+    IntentKind.RUN: "creating",
+    IntentKind.FORK: "creating",
+    IntentKind.ACQUIRE: "acquiring",
+    IntentKind.REMOVE_MACHINE: Action.REMOVE.value,
+}
 
 
 def operations_of(under_way: Iterable[Intent]) -> dict[str, str]:

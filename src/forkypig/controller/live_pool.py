@@ -70,12 +70,12 @@ class LivePool:
         Raises ResourceExhausted, with what to do, when none is ready in time; NotFound when the pool is removed."""
         if self.closed:
             raise self._gone()
-        self.changed.set()
         if (machine := self.line.take()) is not None:
             self.in_hand += 1
             return machine
         turn: asyncio.Future[MachineId] = asyncio.get_running_loop().create_future()
         self.line.join(turn, first=first)
+        self.changed.set()
         try:
             async with asyncio.timeout(wait_s):
                 return await turn

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.changes import Changes
 from forkypig.controller.desk import Desk, find_machine
@@ -108,19 +109,31 @@ class PoolLeases:
         return lease
 
     async def dispose(self, pool: Pool, machine: MachineId, why: str) -> None:
-        """Removes a machine that waits in a pool, or that was claimed and not handed out. Doesn't raise."""
+        """Removes a machine that waits in a pool. Doesn't raise."""
         try:
-            over = replace(self.new(pool, machine, 1.0, {}), tenant=pool.tenant, holder="", expires_us=0)
             async with self._desk.store.write() as tx:
-                await pools.take_out(tx, pool.id, machine)
-                await pools.end_lease(tx, over)
-                await events.add(tx, "pool.dropped", machine, f"of {pool.name}: {why}")
-            self.held[machine] = over
-            await self._end(over)
+                over = await self.end_at_once(tx, pool, machine, why)
+            await self.remove(over)
         except ForkyError as error:
             log.warning("a machine of a pool is not removed yet", machine=machine, error=str(error))
         except Exception:  # the machine's row was gone before its lease: somebody else removes it
             log.exception("a machine of a pool was not disposed of", machine=machine)
+
+    async def end_at_once(self, tx: AsyncConnection, pool: Pool, machine: MachineId, why: str) -> Lease:
+        """Writes down that it belongs to nobody; `remove` follows, here or by whoever reads it."""
+        over = replace(self.new(pool, machine, 1.0, {}), tenant=pool.tenant, holder="", expires_us=0)
+        await pools.take_out(tx, pool.id, machine)
+        await pools.end_lease(tx, over)
+        await events.add(tx, "pool.dropped", machine, f"of {pool.name}: {why}", tenant=pool.tenant)
+        return over
+
+    async def remove(self, over: Lease) -> None:
+        """Removes a machine whose lease is over. Doesn't raise."""
+        self.held[over.machine] = over
+        try:
+            await self._end(over)
+        except ForkyError as error:
+            log.warning("a machine of a pool is not removed yet", machine=over.machine, error=str(error))
 
     async def _end(self, lease: Lease) -> None:
         if lease.machine in self._ending:

@@ -64,7 +64,7 @@ class PoolRuns:
                 if name:
                     await pools.rename(tx, machine, name)
                     row = replace(row, name=name)
-                intent = await intents.add(tx, IntentKind.RUN, machines=[machine])
+                intent = await intents.add(tx, IntentKind.RUN, machines=[machine], pool=live.pool.id)
                 await events.add(tx, "machine.created", machine, f"{row.name}, from pool {live.pool.name}")
                 flight.take(intent)
                 return row, intent

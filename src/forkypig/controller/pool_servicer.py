@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 
+from forkypig.controller.acquiring import Wish
 from forkypig.controller.pools import Pools
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import pools_pb2 as pb
@@ -49,8 +50,13 @@ class PoolServicer(pools_pb2_grpc.PoolsServicer):
 
     @answered
     async def Acquire(self, request: pb.AcquireRequest, context: Context) -> pb.AcquireResponse:
-        acquired = await self._pools.acquire(request.pool, request.ttl_s, dict(request.labels), request.wait_s)
-        return wire.acquired_to_wire(acquired)
+        wish = Wish(
+            ttl_s=request.ttl_s,
+            labels=dict(request.labels),
+            wait_s=request.wait_s,
+            answer=lambda given: wire.acquired_to_wire(given).SerializeToString(),
+        )
+        return wire.acquired_to_wire(await self._pools.acquire(request.pool, wish))
 
     @answered
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> common.Empty:

@@ -6,12 +6,12 @@ held here: another controller may have changed it, a machine may have died as it
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
-from forkypig.controller.acquiring import Acquiring
+from forkypig.controller.acquiring import Acquiring, Wish
 from forkypig.controller.changes import Changes
 from forkypig.controller.desk import Desk
 from forkypig.controller.filler import Filler
@@ -63,6 +63,7 @@ class Pools:
         self._going: set[PoolId] = set()  # under removal here
         self._loaded = asyncio.Event()
         self._look = asyncio.Event()
+        self._comparing = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
 
     # -- making and changing -------------------------------------------------------------------------------------------
@@ -169,16 +170,21 @@ class Pools:
 
     async def _find(self, name: str) -> LivePool:
         await self._loaded.wait()
-        live = self._by_name.get((principal().tenant, check_name("pool", name)))
+        known = (principal().tenant, check_name("pool", name))
+        if known not in self._by_name and self._desk.store.is_shared:
+            await self._compare()  # another controller may have made it a moment ago
+        live = self._by_name.get(known)
         if live is None or live.closed:
             raise NotFound("pool", name, "see forky pool ls")
         return live
 
     # -- acquiring -----------------------------------------------------------------------------------------------------
 
-    async def acquire(self, name: str, ttl_s: float, labels: Mapping[str, str], wait_s: float) -> Acquired:
+    async def acquire(self, name: str, wish: Wish) -> Acquired:
         """See Acquiring."""
-        return await self._acquiring.acquire(await self._find(name), ttl_s, labels, wait_s)
+        live = await self._find(name)
+        self.filler.give_way()
+        return await self._acquiring.acquire(live, wish)
 
     def fitting(self, image: ImageId, shape: Shape, snapshot: SnapshotId | None) -> LivePool | None:
         """A pool of the caller's tenant where a machine is ready that begins as this snapshot, or, None, as the
@@ -195,10 +201,12 @@ class Pools:
     async def take(self, live: LivePool, name: str, config: MachineConfig, check: Callable[[], None]) -> Machine | None:
         """See PoolRuns."""
         live.demand.note(asyncio.get_running_loop().time())
+        self.filler.give_way()
         return await self._runs.take(live, name, config, check)
 
     async def release(self, machine: str, *, recycle: bool) -> None:
         """Ends an acquired machine. `recycle`: its pool has another in its place at once, not when there is time."""
+        self.filler.give_way()
         lease = await self.leases.release(machine)
         if (live := self._live.get(lease.pool)) is not None:
             live.acquired = max(0, live.acquired - 1)
@@ -212,7 +220,7 @@ class Pools:
     # -- what the database says ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Looks for ever: once a second while there is something to look after."""
+        """Looks for ever: once a second while there may be something to look after."""
         async with asyncio.TaskGroup() as self._tasks:
             while True:
                 try:
@@ -223,31 +231,34 @@ class Pools:
                     log.warning("pools not looked after", error=str(error))
                 except Exception:  # the edge of a task that leases rely on
                     log.exception("looking after pools failed")
+                # Without pools there is nothing to see, unless other controllers make some.
+                has_to_look = self._live or self.leases.held or self._desk.store.is_shared
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_S if self._live or self.leases.held else None):
+                    async with asyncio.timeout(_LOOK_S if has_to_look else None):
                         await self._look.wait()
                 self._look.clear()
 
     async def _compare(self) -> None:
-        known = list(self._live.values())
-        for live in known:
-            live.fresh.clear()
-        self.leases.fresh.clear()
-        async with self._desk.store.read() as tx:
-            rows, going = await pools.every(tx), await pools.removing(tx)
-            waiting, held = await machines.in_pools(tx), await pools.leases(tx)
-        self.leases.refresh(held)
-        there = {row.id for row in rows}
-        for live in known:
-            if live.pool.id not in there:  # another controller has removed it
-                self._drop(live)
-        for row in rows:
-            live = self._live.get(row.id) or self._take_up(row)
-            live.pool = row
-            if row.id in going:
-                self._desk.journal.begin(self._finish_removal(live))
-                continue
-            self._sort(live, [m for m in waiting if m.pool == row.id])
+        async with self._comparing:
+            known = list(self._live.values())
+            for live in known:
+                live.fresh.clear()
+            self.leases.fresh.clear()
+            async with self._desk.store.read() as tx:
+                rows, going = await pools.every(tx), await pools.removing(tx)
+                waiting, held = await machines.in_pools(tx), await pools.leases(tx)
+            self.leases.refresh(held)
+            there = {row.id for row in rows}
+            for live in known:
+                if live.pool.id not in there:  # another controller has removed it
+                    self._drop(live)
+            for row in rows:
+                live = self._live.get(row.id) or self._take_up(row)
+                live.pool = row
+                if row.id in going:
+                    self._desk.journal.begin(self._finish_removal(live))
+                    continue
+                self._sort(live, [m for m in waiting if m.pool == row.id])
 
     def _sort(self, live: LivePool, waiting: list[Machine]) -> None:
         """Which of them are ready, and which will never be."""

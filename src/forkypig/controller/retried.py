@@ -19,7 +19,9 @@ class Asked:
     request: str  # SHA-256 of caller, method and key, hex
     content_sha256: str  # of what is asked, hex
     kind: IntentKind | None  # of the intent that it begins; None: it begins none that could be told from others
+    is_new: bool = False  # its key was made for it, says the caller: it never came before
     taken: bool = False
+    is_kept: bool = False  # its answer is written down by whoever answers
     works: set[asyncio.Future[Any]] = field(default_factory=set)  # that go on for it
 
 
@@ -38,6 +40,11 @@ def note_work(work: asyncio.Future[Any]) -> None:
         work.add_done_callback(asked.works.discard)
 
 
+def current() -> Asked | None:
+    """The request that this task works for."""
+    return _asked.get()
+
+
 def take(kind: IntentKind) -> Asked | None:
     """The request that an intent of this kind belongs to: the first of its kind does, others are means to its end."""
     asked = _asked.get()
@@ -45,3 +52,9 @@ def take(kind: IntentKind) -> Asked | None:
         return None
     asked.taken = True
     return asked
+
+
+def give_back() -> None:
+    """What was begun for the request has come to nothing, and its intent is ended as undone: another may take it."""
+    if (asked := _asked.get()) is not None:
+        asked.taken = asked.is_kept = asked.is_new = False

@@ -16,22 +16,24 @@ from google.protobuf.message import Message
 
 from forkypig.controller import retried, roles
 from forkypig.controller.retried import Asked
-from forkypig.controller.store import Store, answers, intents, machines, snapshots
+from forkypig.controller.store import Store, answers, intents, machines, pools, snapshots
 from forkypig.controller.store.answers import Answer
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
 from forkypig.errors import InvalidRequest, NotFound
-from forkypig.model import Child, ForkResult
+from forkypig.model import Acquired, Child, ForkResult
 from forkypig.model.access import Principal
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, keys
+from forkypig.wire import pools as pool_wire
 
 _LONGEST_KEY = 128
 _POLL_S = 0.05
 _KINDS = {
     "/forkypig.v1.Controller/RunMachine": IntentKind.RUN,
     "/forkypig.v1.Controller/Fork": IntentKind.FORK,
+    "/forkypig.v1.Pools/Acquire": IntentKind.ACQUIRE,
     "/forkypig.v1.Controller/TakeSnapshot": IntentKind.SNAPSHOT,
     "/forkypig.v1.Controller/RemoveMachine": IntentKind.REMOVE_MACHINE,
     "/forkypig.v1.Controller/RemoveSnapshot": IntentKind.REMOVE_SNAPSHOT,
@@ -50,13 +52,15 @@ def is_progress(message: Message) -> bool:
     return "progress" in message.DESCRIPTOR.fields_by_name and message.HasField("progress")
 
 
-def asked(who: Principal, method: str, key: str, request: Message) -> Asked:
+def asked(who: Principal, method: str, key: str, request: Message, *, is_new: bool = False) -> Asked:
     """The request as it is told from others. Raises InvalidRequest for a key that is none."""
     if not 0 < len(key) <= _LONGEST_KEY or not key.isprintable():
         raise InvalidRequest(f"an idempotency key has 1 to {_LONGEST_KEY} printable characters: a UUID is a good one")
     caller = "\0".join((who.name, who.tenant, method, key))
     content = request.SerializeToString(deterministic=True)
-    return Asked(hashlib.sha256(caller.encode()).hexdigest(), hashlib.sha256(content).hexdigest(), _KINDS.get(method))
+    return Asked(
+        hashlib.sha256(caller.encode()).hexdigest(), hashlib.sha256(content).hexdigest(), _KINDS.get(method), is_new
+    )
 
 
 class Retries:
@@ -100,6 +104,9 @@ class Retries:
         it, and it is to be carried out, which begins with this task.
 
         Raises InvalidRequest for another request under the same key, NotFound when what it made has gone since."""
+        if asked.is_new:
+            retried.begin(asked)
+            return None
         while True:
             async with self._store.glance() as tx:
                 kept = await answers.get(tx, asked.request, now_us())
@@ -117,6 +124,8 @@ class Retries:
 
     async def keep(self, asked: Asked, answer: Message) -> None:
         """It has been answered."""
+        if asked.is_kept:
+            return
         row = Answer(asked.content_sha256, answer.SerializeToString())
         async with self._store.write() as tx:
             await answers.keep(tx, asked.request, row, now_us())
@@ -126,6 +135,7 @@ class Retries:
         async with self._store.read() as tx:
             made = [await machines.get(tx, machine) for machine in done.machines]
             snapshot = await snapshots.get(tx, done.snapshot) if done.snapshot else None
+            lease = await pools.lease_of(tx, done.machines[0]) if done.kind is IntentKind.ACQUIRE else None
             there = [machine for machine in made if machine is not None]
             if done.kind is IntentKind.FORK and there and snapshot is None and there[0].snapshot:
                 snapshot = await snapshots.get(tx, there[0].snapshot)
@@ -137,6 +147,8 @@ class Retries:
             if done.kind is IntentKind.RUN:
                 result = pb.RunResult(machine=convert.machine_to_wire(there[0]))
                 return pb.RunMachineResponse(result=result)
+            if lease is not None:
+                return pool_wire.acquired_to_wire(Acquired(there[0], lease, 0.0, lease.acquired_us))
             if done.kind is IntentKind.FORK and snapshot is not None:
                 children = tuple(Child(machine, 0.0) for machine in there)
                 pause_ms = snapshot.pause_ms if done.source else 0.0

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from forkypig.controller.desk import Desk
-from forkypig.controller.store import machines
+from forkypig.controller.store import machines, pools
 from forkypig.errors import ForkyError
 from forkypig.v1 import observe_pb2 as pb
 from forkypig.wire import convert
@@ -46,11 +46,14 @@ class Usage:
             answer.host_error = str(error)
         async with self._desk.store.read() as tx:
             every = await machines.every(tx)
+            names = {pool.id: pool.name for pool in await pools.every(tx)}
+            leased = {lease.machine: lease.pool_name for lease in await pools.leases(tx)}
         measured.keep_only({machine.id for machine in every})
         operations = self._desk.journal.operations()
         for machine in every:
             row = answer.machines.add(last_pause_ms=measured.last_pause_ms(machine.id))
             row.machine.CopyFrom(convert.machine_to_wire(machine))
+            row.pool = names.get(machine.pool, "") if machine.pool else leased.get(machine.id, "")
             row.machine.operation = operations.get(machine.id, "")
             if machine.id in use:
                 row.usage.CopyFrom(use[machine.id])

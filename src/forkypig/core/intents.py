@@ -9,11 +9,12 @@ from forkypig.model.access import DEFAULT_TENANT
 
 
 class IntentKind(Enum):
-    RUN = "run"  # `machines`: the one that is made
+    RUN = "run"  # `machines`: the one that is made, or, with `pool` among the arguments, taken of a pool
     FORK = "fork"  # `machines`: the children; `source`: the machine that splits (None: a snapshot was forked)
     SNAPSHOT = "snapshot"  # of `source`
     TEMPLATE = "template"  # the first ready moment of an image
     CHANGE = "change"  # pause, resume, stop, start … of `source`; `snapshot`: what it is restored from, hibernates into
+    ACQUIRE = "acquire"  # `machines`: the one of a pool that somebody is given
     REMOVE_MACHINE = "remove-machine"  # `machines`: the one that goes
     REMOVE_SNAPSHOT = "remove-snapshot"
 

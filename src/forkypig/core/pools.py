@@ -24,6 +24,12 @@ _MOST_REMEMBERED = 2 * MOST_MACHINES
 QUIET_S = 60.0
 # Children of one fork come together, so few at a time: the first of many is not to wait for the last.
 MOST_AT_ONCE = 4
+# Refills of a pool that is nearly full give way to those who are just being given machines: they begin when nothing was
+# asked for or given back for this long, and are put off by so much at most. The emptier, the sooner: a pool that is
+# asked all the time is to stay ahead.
+LULL_S, MOST_LULL_S = 0.25, 2.0
+# With nothing left that is ready the next caller would wait for it: only the one who took the last goes first.
+LEAST_LULL_S = 0.05
 # A refill that takes less is not worth to be remembered as faster: the rush of a moment is to be met.
 LEAST_REFILL_S = 1.0
 
@@ -107,6 +113,16 @@ def missing(stock: Stock, ready: int, most: int) -> int:
     short = max(ready, min(stock.ready + stock.owed, most)) + stock.waiting - stock.ready - stock.filling
     room = most - stock.ready - stock.filling - stock.acquired
     return max(0, min(short, room))
+
+
+def put_off_s(stock: Stock, ready: int, quiet_s: float, due_s: float) -> float:
+    """For how long, in seconds, a refill that has been due for `due_s` is still to wait, where `ready` are wanted and
+    nothing was asked for or given back for `quiet_s`. Not at all where callers wait."""
+    if stock.waiting or stock.owed:
+        return 0.0
+    full = min(1.0, stock.ready / max(1, ready))
+    lull_s, most_s = (max(LEAST_LULL_S, full * of_a_full_one) for of_a_full_one in (LULL_S, MOST_LULL_S))
+    return max(0.0, min(lull_s - quiet_s, most_s - due_s))
 
 
 def surplus(stock: Stock, ready: int, most: int, *, quiet: bool) -> int:

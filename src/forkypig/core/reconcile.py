@@ -123,6 +123,10 @@ def _succeeded(intent: Intent, seen: Seen) -> bool:
     """Whether everything that the intent was to make is there and ready."""
     if intent.kind in (IntentKind.SNAPSHOT, IntentKind.TEMPLATE):
         return intent.snapshot in seen.snapshots
+    if intent.kind is IntentKind.RUN and intent.arguments.get("pool"):
+        return False  # of a pool: whether it has its name and config by now can't be seen
+    if intent.kind is IntentKind.ACQUIRE:
+        return all((m := seen.machines.get(i)) is not None and m.state is MachineState.RUNNING for i in intent.machines)
     return all((m := seen.machines.get(i)) is not None and m.state in _READY for i in intent.machines)
 
 

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 # An agent that has just run answers at once; every core may be taken.
 _CLOCK_S = 30.0
 _RENAME_S = 60.0
+# The answer is on its way by then.
+_BEHIND_S = 0.01
 
 
 async def acquire_machine(host: "Host", live: LiveMachine, name: str) -> Machine:
@@ -45,8 +47,8 @@ async def acquire_machine(host: "Host", live: LiveMachine, name: str) -> Machine
             sent = channel.send_clock()
         faults.reach("acquire-run")
         await split.resume(process)
-        faults.reach("acquire-record")
-        live.update(MachineState.RUNNING)
+        live.note(MachineState.RUNNING)
+        host.spawn(_write_down(host, live), f"acquired-{live.id}")
         if name != live.name:
             await _rename(live, name)
         elif channel is not None and sent is not None:
@@ -54,6 +56,17 @@ async def acquire_machine(host: "Host", live: LiveMachine, name: str) -> Machine
         else:
             await _find_agent(host, live)
     return live.view()
+
+
+async def _write_down(host: "Host", live: LiveMachine) -> None:
+    """Behind the answer, unless the machine was removed meanwhile."""
+    await asyncio.sleep(_BEHIND_S)
+    faults.reach("acquire-record")
+    if host.machines.get(live.id) is live:
+        try:
+            live.save()
+        except ForkyError as error:
+            log.warning("an acquired machine was not written down", machine=live.id, error=str(error))
 
 
 async def _see_to_clock(channel: GuestChannel, sent: Call, began: float) -> None:

@@ -23,7 +23,7 @@ _FINDING_S = 15.0
 
 
 class LiveMachine:
-    """One machine. Its state changes in `update` only, which saves, logs and tells the watchers."""
+    """One machine. Its state changes in `note` only, which logs; `update` saves too, and tells the watchers."""
 
     def __init__(
         self,
@@ -71,12 +71,17 @@ class LiveMachine:
 
     def update(self, state: MachineState | None = None, failure: str = "", **changes: Any) -> None:
         """Changes the record; `changes` are other fields of MachineRecord than `machine`."""
+        self.note(state, failure, **changes)
+        self._save(self)
+
+    def note(self, state: MachineState | None = None, failure: str = "", **changes: Any) -> None:
+        """As `update`, for who calls `save` a moment later, since somebody waits: until then a hostd that dies leaves
+        the record as it was, and the next one asks QEMU."""
         machine = self.record.machine
         if state is not None and state is not machine.state:
             log.info("machine", id=self.id, name=self.name, was=machine.state.value, now=state.value, why=failure)
             machine = replace(machine, state=state, failure=failure)
         self.record = replace(self.record, machine=machine, **changes)
-        self._save(self)
 
     def stall(self, why: str) -> None:
         """It stands still, and for what; "": it goes on."""

@@ -224,7 +224,8 @@ class HostServicer(host_pb2_grpc.HostServicer):
 
     @answered
     async def AcquireMachine(self, request: host_pb.HostAcquireMachineRequest, context: _Context) -> pb.Machine:
-        live, name = self._host.machine(request.machine), check_name("machine", request.name)
+        live = self._host.machine(request.machine)
+        name = check_name("machine", request.name or live.name)
         work = acquire.acquire_machine(self._host, live, name)
         return convert.machine_to_wire(await self._to_the_end("acquire", work))
 

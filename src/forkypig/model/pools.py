@@ -67,3 +67,4 @@ class Acquired:
     machine: Machine
     lease: Lease
     waited_ms: float  # in the queue
+    arrived_us: int  # when it took its place there

@@ -46,7 +46,7 @@ class Acquisition:
         with calls(forky.socket):
             answer = await self._pool.stub.Acquire(self._request, timeout=self._request.wait_s + QUICK_S)
         lease, machine = wire.lease_from_wire(answer.lease), convert.machine_from_wire(answer.machine)
-        self._machine = AcquiredMachine(forky, machine, lease, answer.waited_ms)
+        self._machine = AcquiredMachine(forky, machine, lease, answer)
         return self._machine
 
     async def __aenter__(self) -> "AcquiredMachine":
@@ -66,10 +66,11 @@ class Acquisition:
 class AcquiredMachine(Machine):
     """A machine of a pool, and the lease under which it is held."""
 
-    def __init__(self, forky: "Forky", info: model.Machine, lease: model.Lease, waited_ms: float) -> None:
+    def __init__(self, forky: "Forky", info: model.Machine, lease: model.Lease, answer: pb.AcquireResponse) -> None:
         super().__init__(forky, info)
         self.lease = lease
-        self.waited_ms = waited_ms  # in the queue
+        self.waited_ms = answer.waited_ms  # in the queue
+        self.arrived_us = answer.arrived_us  # when it took its place there, by the controller's clock
 
     async def release(self, *, recycle: bool = False) -> None:
         """Gives it back. See Pooling.release."""

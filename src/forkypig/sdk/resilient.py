@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from forkypig.wire.keys import KEY, ONCE, RESULT_AT_LAST
+from forkypig.wire.keys import KEY, NEW, ONCE, RESULT_AT_LAST
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -95,13 +95,15 @@ class Channel(grpc.aio.Channel):
 
         async def call(request: Any, *, metadata: Metadata | None = None, **rest: Any) -> Any:
             metadata, patience = self._with(metadata, method), _Patience()
+            new: Metadata = tuple((NEW, key) for name, key in metadata if name == KEY)
             while True:
                 try:
-                    return await inner(request, metadata=metadata, **rest)
+                    return await inner(request, metadata=(*metadata, *new), **rest)
                 except grpc.aio.AioRpcError as error:
                     if method in ONCE:
                         raise
                     await patience.after(error)
+                new = ()
 
         return call
 

@@ -413,7 +413,7 @@ class HostAcquireMachineRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     name: _builtins.str
-    """what it is called from now on"""
+    """what it is called from now on; "": as it was"""
     def __init__(
         self,
         *,

@@ -103,7 +103,7 @@ class MachineUsageRow(_message.Message):
     last_pause_ms: _builtins.float
     """of its last split since the controller started; 0: there was none"""
     pool: _builtins.str
-    """empty: none"""
+    """in which it waits, or of which it was acquired; empty: none"""
     @_builtins.property
     def machine(self) -> _common_pb2.Machine: ...
     @_builtins.property

@@ -361,8 +361,11 @@ class AcquireResponse(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     WAITED_MS_FIELD_NUMBER: _builtins.int
+    ARRIVED_US_FIELD_NUMBER: _builtins.int
     waited_ms: _builtins.float
     """in the queue"""
+    arrived_us: _builtins.int
+    """when the controller put it there, since 1970: callers are given machines in this order"""
     @_builtins.property
     def machine(self) -> _common_pb2.Machine: ...
     @_builtins.property
@@ -373,10 +376,11 @@ class AcquireResponse(_message.Message):
         machine: _common_pb2.Machine | None = ...,
         lease: Global___Lease | None = ...,
         waited_ms: _builtins.float = ...,
+        arrived_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "machine", b"machine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "machine", b"machine", "waited_ms", b"waited_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_us", b"arrived_us", "lease", b"lease", "machine", b"machine", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,4 +89,5 @@ def acquired_to_wire(acquired: model.Acquired) -> pb.AcquireResponse:
         machine=convert.machine_to_wire(acquired.machine),
         lease=lease_to_wire(acquired.lease),
         waited_ms=acquired.waited_ms,
+        arrived_us=acquired.arrived_us,
     )

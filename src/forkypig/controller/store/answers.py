@@ -31,3 +31,8 @@ async def keep(connection: AsyncConnection, request: str, answer: Answer, now_us
             request=request, content_sha256=answer.content_sha256, answer=answer.answer, time_us=now_us
         )
     )
+
+
+async def forget(connection: AsyncConnection, request: str) -> None:
+    """What was answered holds no more."""
+    await connection.execute(delete(table).where(table.c.request == request))

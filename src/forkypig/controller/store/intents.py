@@ -76,12 +76,12 @@ async def add(
         "owner": owner,
     }
     if (asked := retried.take(kind)) is not None:
-        # One that was undone has made nothing; the request is asked anew.
-        await connection.execute(
-            update(table)
-            .where(table.c.request == asked.request, table.c.status == IntentStatus.UNDONE.value)
-            .values(request=None)
-        )
+        if not asked.is_new:  # one that was undone has made nothing; the request is asked anew
+            await connection.execute(
+                update(table)
+                .where(table.c.request == asked.request, table.c.status == IntentStatus.UNDONE.value)
+                .values(request=None)
+            )
         values |= {"request": asked.request, "content_sha256": asked.content_sha256}
     try:
         number = (await connection.execute(_ADD, values)).scalar_one()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.machines import machine_of
@@ -24,6 +24,19 @@ from forkypig.model import (
 )
 
 _config = TypeAdapter(MachineConfig)
+
+# Made once: to put a statement together takes longer than to run it, and somebody waits for these.
+_CLAIM = (
+    update(machines)
+    .where(
+        machines.c.id == bindparam("wanted"),
+        machines.c.pool == bindparam("of_pool"),
+        machines.c.state == MachineState.PAUSED.value,
+    )
+    .values(pool=None, state=MachineState.RUNNING.value)
+    .returning(machines)
+)
+_ADD_LEASE = insert(pool_leases)
 
 
 def _pool(row: Any) -> Pool:
@@ -117,16 +130,7 @@ async def put_in(connection: AsyncConnection, pool: PoolId, waiting: Iterable[Ma
 
 async def claim(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> Machine | None:
     """Takes a machine that is ready out of its pool; None: it is not there, or not ready, any more."""
-    claimed = await connection.execute(
-        update(machines)
-        .where(
-            machines.c.id == machine,
-            machines.c.pool == pool,
-            machines.c.state == MachineState.PAUSED.value,
-        )
-        .values(pool=None, state=MachineState.RUNNING.value)
-        .returning(machines)
-    )
+    claimed = await connection.execute(_CLAIM, {"wanted": machine, "of_pool": pool})
     row = claimed.first()
     return machine_of(row) if row else None
 
@@ -211,7 +215,7 @@ async def add_lease(connection: AsyncConnection, lease: Lease) -> None:
         "acquired_us": lease.acquired_us,
         "expires_us": lease.expires_us,
     }
-    await connection.execute(insert(pool_leases), [values])
+    await connection.execute(_ADD_LEASE, values)
 
 
 async def extend(connection: AsyncConnection, extended: Sequence[Lease]) -> None:
