@@ -1,7 +1,7 @@
 """How many machines a pool is to have, and who gets the next."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forkypig import errors
@@ -26,6 +26,7 @@ from forkypig.core.pools import (
 few = st.integers(0, 12)
 
 
+@example(ready=1, filling=0, acquired=0, waiting=0, owed=1, target=0, most=2, busiest=0)
 @given(ready=few, filling=few, acquired=few, waiting=few, owed=few, target=few, most=st.integers(1, 30), busiest=few)
 def test_a_pool_is_filled_up_to_what_is_wanted_and_never_beyond_its_maximum(
     ready: int, filling: int, acquired: int, waiting: int, owed: int, target: int, most: int, busiest: int

@@ -122,13 +122,14 @@ class Acquiring:
 
     async def _hand_over(self, live: LivePool, machine: MachineId, wish: Wish, turn: _Turn) -> _Given | None:
         desk = self._desk
+        in_hand = 1
         try:
             with desk.journal.flight() as flight:
                 flight.take(_acquisition(machine))
                 at_once = None if desk.store.is_shared else desk.journal.begin(desk.host.acquire(machine))
                 if (claim := await self._claim(flight, live, machine, wish)) is None:
                     return None
-                live.acquired += 1
+                live.acquired, live.in_hand, in_hand = live.acquired + 1, live.in_hand - 1, 0
                 self._leases.took(claim.lease)
                 try:
                     seen = await (at_once or desk.host.acquire(machine))
@@ -139,7 +140,7 @@ class Acquiring:
                         raise
                     return None
         finally:
-            live.in_hand -= 1
+            live.in_hand -= in_hand
             live.changed.set()
         acquired = Acquired(merge(claim.machine, seen), claim.lease, turn.waited_ms, turn.arrived_us)
         if (asked := retried.current()) is not None:

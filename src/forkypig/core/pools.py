@@ -128,7 +128,7 @@ def put_off_s(stock: Stock, ready: int, quiet_s: float, due_s: float) -> float:
 def surplus(stock: Stock, ready: int, most: int, *, quiet: bool) -> int:
     """How many of those that are ready are to go: beyond the maximum at once, more than are wanted when it is quiet."""
     beyond = max(0, stock.ready + stock.filling + stock.acquired - most)
-    if quiet and not stock.waiting and not stock.filling:
+    if quiet and not stock.waiting and not stock.filling and not stock.owed:
         beyond = max(beyond, stock.ready - ready)
     return min(beyond, stock.ready)
 
