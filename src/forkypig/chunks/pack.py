@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,19 +81,20 @@ class PackFile:
         self.path = path
         self._address_key = key.address_key if key else None
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._closing = weakref.finalize(self, os.close, self._fd)  # also where nobody calls `close`
         try:
             self.size_bytes = os.fstat(self._fd).st_size
             header, self.index = self._open(key)
         except Damaged as error:
-            os.close(self._fd)
+            self.close()
             raise Damaged(f"pack {path.name}: {error}") from error
         except OSError as error:
-            os.close(self._fd)
+            self.close()
             if error.errno != errno.EIO:
                 raise
             raise Damaged(f"pack {path.name} can't be read: {error.strerror}") from error
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
         self._cipher = key.pack_cipher(header[-SALT_BYTES - 8 : -8]) if key else None
 
@@ -193,4 +195,4 @@ class PackFile:
 
     def close(self) -> None:
         """Gives the descriptor back; the index stays mapped as long as somebody holds arrays of it."""
-        os.close(self._fd)
+        self._closing()

@@ -85,6 +85,7 @@ def serve(connection: socket.socket, directory: Path) -> None:
         finally:
             for fd in fds:
                 os.close(fd)
+            ctypes.CDLL(None).malloc_trim(0)  # what a job took goes back; packer_link.py has the C library keep it
 
 
 def main() -> int:

@@ -25,6 +25,16 @@ _SILENCE_S = 300.0
 _STARTS = 2
 
 
+_ENVIRONMENT = {
+    # numpy's linear algebra would start threads, which we have no use for.
+    "OPENBLAS_NUM_THREADS": "1",
+    # Or the C library maps each buffer of some MiB anew, and a fifth of the CPU is the kernel's, clearing their pages.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
+
+
 class PackerLink:
     """A packer process, or none. One job at a time; the caller sees to that."""
 
@@ -90,8 +100,7 @@ class PackerLink:
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=asyncio.subprocess.PIPE,
                         pass_fds=(theirs.fileno(),),
-                        # numpy's linear algebra would start threads, which we have no use for.
-                        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                        env={**os.environ, **_ENVIRONMENT},
                     )
                 except BaseException:
                     ours.close()
