@@ -21,20 +21,8 @@ from tests.component.fake_host import FakeHost
 
 
 @pytest.fixture
-def settings() -> Iterator[Settings]:
-    with home() as made:
-        yield made
-
-
-@pytest.fixture
 def of_either_engine(database_url: str) -> Iterator[Settings]:
     with home(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def host(settings: Settings) -> AsyncIterator[FakeHost]:
-    async with running_host(settings) as made:
         yield made
 
 
