@@ -23,11 +23,11 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from forkypig import model
-from forkypig.model.access import EVERY_TENANT, Principal, Role
+from forkypig.model.access import EVERY_TENANT, AuditEntry, Principal, Role
 from forkypig.model.ksm import KsmStatus
 from forkypig.model.tenants import Quota
 from forkypig.sdk import client, machine, process
-from forkypig.sdk.access import AuditEntry, Token
+from forkypig.sdk.access import Token
 from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
 from forkypig.sdk.diff import Diff

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from forkypig import errors
-from forkypig.controller.audit import AuditLog, Entry
+from forkypig.controller.audit import AuditLog
 from forkypig.daemon.settings import Settings
+from forkypig.model.access import AuditEntry
 from forkypig.v1 import agent_pb2, common_pb2, store_pb2, store_pb2_grpc
 from forkypig.v1 import auth_pb2 as pb
 from forkypig.v1 import controller_pb2 as controller
@@ -21,8 +22,8 @@ from tests.component.access_rig import Served, serving
 from tests.component.controller_rig import home, running_host
 
 
-def entry(number: int = 0, method: str = "Controller/Fork") -> Entry:
-    return Entry(number, "token:0", "acme", "user", method, f"machine=web-{number}", "OK", 1.5, "ipv4:127.0.0.1:1")
+def entry(number: int = 0, method: str = "Controller/Fork") -> AuditEntry:
+    return AuditEntry(number, "token:0", "acme", "user", method, f"machine=web-{number}", "OK", 1.5, "ipv4:127.0.0.1:1")
 
 
 def lines(served: Served) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from forkypig.cli import durations, printing
 from forkypig.cli.runtime import connected
 
 if TYPE_CHECKING:
-    from forkypig.sdk.access import AuditEntry
+    from forkypig.model.access import AuditEntry
     from forkypig.sdk.client import Forky
 
 app = typer.Typer()

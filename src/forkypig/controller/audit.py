@@ -17,13 +17,14 @@ import shutil
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
 from forkypig.controller.begun import Begun
 from forkypig.errors import ResourceExhausted
+from forkypig.model.access import AuditEntry
 
 log = structlog.get_logger()
 
@@ -31,21 +32,6 @@ _CURRENT, _BEGUN = "audit.jsonl", "begun.json"
 INTERRUPTED = "INTERRUPTED"  # the result of a call that the controller did not live to see the end of
 _MOST_WAITING = 10_000  # lines: some megabytes
 _GIVES_BACK = ("Remove", "Stop", "Revoke", "Collect", "Release", "Hibernate")  # what methods begin with
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One call. Fields as in auth.proto."""
-
-    time_us: int
-    who: str
-    tenant: str
-    role: str
-    method: str
-    about: str
-    result: str
-    duration_ms: float
-    peer: str
 
 
 class AuditLog:
@@ -58,13 +44,13 @@ class AuditLog:
         self._path = directory / _CURRENT
         self._fd = self._open()
         self._waiting: deque[bytes] = deque()
-        self._followers: set[asyncio.Queue[Entry]] = set()
+        self._followers: set[asyncio.Queue[AuditEntry]] = set()
         self._lost = 0  # lines that did not even find room in memory
         self._compressing: asyncio.Future[None] | None = None
         self._begun = Begun.at(directory / _BEGUN)
         for said in self._begun.left:
             with contextlib.suppress(TypeError):  # of another version
-                self.write(Entry(**{**said, "result": INTERRUPTED}))
+                self.write(AuditEntry(**{**said, "result": INTERRUPTED}))
         self._begun.forget_left()
 
     def _open(self) -> int:
@@ -75,7 +61,7 @@ class AuditLog:
         """Whether lines wait that could not be written."""
         return bool(self._waiting)
 
-    def begin(self, method: str, entry: Entry) -> int:
+    def begin(self, method: str, entry: AuditEntry) -> int:
         """Before a call that changes something; the number is for `write` at its end. 0: it was not noted.
 
         Raises ResourceExhausted while lines can't be written, unless the call gives room back."""
@@ -93,7 +79,7 @@ class AuditLog:
             "free space on that disk (removing and stopping machines go on), then try again"
         )
 
-    def write(self, entry: Entry, begun: int = 0) -> None:
+    def write(self, entry: AuditEntry, begun: int = 0) -> None:
         """Never raises: the call has been made, and its caller is to hear of it."""
         if len(self._waiting) < _MOST_WAITING:
             self._waiting.append(json.dumps(asdict(entry), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
@@ -145,10 +131,10 @@ class AuditLog:
         except OSError as error:
             log.warning("audit log not tidied", error=str(error))
 
-    async def read(self, since_us: int, *, follow: bool) -> AsyncGenerator[Entry, None]:
+    async def read(self, since_us: int, *, follow: bool) -> AsyncGenerator[AuditEntry, None]:
         """The entries since then, oldest first; with `follow` also those that come, without end. Raises
         ResourceExhausted when they come faster than they are taken."""
-        coming: asyncio.Queue[Entry] = asyncio.Queue(_MOST_WAITING)
+        coming: asyncio.Queue[AuditEntry] = asyncio.Queue(_MOST_WAITING)
         with contextlib.ExitStack() as stack:
             # Files and queue are of one instant: no entry is in both, or in neither.
             self._flush()
@@ -190,11 +176,11 @@ class AuditLog:
         self._begun.close()
 
 
-def _entries(lines: Iterable[bytes], since_us: int) -> list[Entry]:
+def _entries(lines: Iterable[bytes], since_us: int) -> list[AuditEntry]:
     found = []
     for line in lines:
         with contextlib.suppress(ValueError, TypeError):  # a line that a power cut has torn
-            entry = Entry(**json.loads(line))
+            entry = AuditEntry(**json.loads(line))
             if entry.time_us >= since_us:
                 found.append(entry)
     return found

@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from forkypig.controller import retries, roles, subjects
-from forkypig.controller.audit import AuditLog, Entry
+from forkypig.controller.audit import AuditLog
 from forkypig.controller.gate import Gate
 from forkypig.controller.principal import begin_acting
 from forkypig.controller.retried import Asked
@@ -25,7 +25,7 @@ from forkypig.core.rate import Rates
 from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, InvalidRequest, TooManyRequests
-from forkypig.model.access import Principal
+from forkypig.model.access import AuditEntry, Principal
 from forkypig.wire.keys import KEY, NEW
 from forkypig.wire.status import abort
 
@@ -63,9 +63,9 @@ class _Call:
             if self.result == "OK":
                 self.result = "UNKNOWN"
 
-    def entry(self) -> Entry:
+    def entry(self) -> AuditEntry:
         who = self.who
-        return Entry(
+        return AuditEntry(
             time_us=now_us(),
             who=who.name if who else "",
             tenant=who.tenant if who else "",

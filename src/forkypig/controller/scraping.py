@@ -16,11 +16,10 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from forkypig.controller import roles
 from forkypig.controller.access import Access
-from forkypig.controller.audit import Entry
 from forkypig.daemon.addresses import loopback
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, NotPossibleNow, TooManyRequests
-from forkypig.model.access import Principal
+from forkypig.model.access import AuditEntry, Principal
 from forkypig.wire.status import STATUS
 
 _ASKED_S = 10.0  # as long as Prometheus waits for a scrape by default
@@ -92,8 +91,8 @@ class _Door:
         return None
 
 
-def _line(who: Principal | None, result: str, began_s: float, peer: str) -> Entry:
-    return Entry(
+def _line(who: Principal | None, result: str, began_s: float, peer: str) -> AuditEntry:
+    return AuditEntry(
         time_us=now_us(),
         who=who.name if who else "",
         tenant=who.tenant if who else "",

@@ -34,3 +34,18 @@ class Principal:
 
 # Work that nobody asked for: reconciling, collecting, refilling.
 SYSTEM = Principal("system", DEFAULT_TENANT, Role.ADMIN, operator=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """A call that was made: who, when it ended, what about, with which result (the name of a gRPC status)."""
+
+    time_us: int
+    who: str
+    tenant: str
+    role: str
+    method: str
+    about: str
+    result: str
+    duration_ms: float
+    peer: str

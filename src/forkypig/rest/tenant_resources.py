@@ -5,10 +5,9 @@ from dataclasses import asdict
 from pydantic import Field
 
 from forkypig.cli import documents
-from forkypig.model.access import Principal, Role
+from forkypig.model.access import AuditEntry, Principal, Role
 from forkypig.model.ksm import KsmStatus
 from forkypig.rest.resources import Count, Resource
-from forkypig.sdk.access import AuditEntry
 from forkypig.sdk.access import Token as TokenInfo
 from forkypig.sdk.tenants import TenantInfo
 

@@ -6,7 +6,7 @@ It speaks to nothing but the controller's socket, except `local`, which starts a
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forkypig.sdk.access import AuditEntry as AuditEntry
+    from forkypig.model.access import AuditEntry as AuditEntry
     from forkypig.sdk.access import Token as Token
     from forkypig.sdk.bisect import Bisected as Bisected
     from forkypig.sdk.bisect import Trial as Trial

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from forkypig.model.access import Principal, Role
+from forkypig.model.access import AuditEntry, Principal, Role
 from forkypig.sdk.address import Endpoint
 from forkypig.sdk.connection import QUICK_S, calls, translated
 from forkypig.v1 import auth_pb2 as pb
@@ -31,21 +31,6 @@ class Token:
     expires_us: int
     last_used_us: int  # to the minute
     revoked_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """A call that was made: who, when it ended, what about, with which result (the name of a gRPC status)."""
-
-    time_us: int
-    who: str
-    tenant: str
-    role: str
-    method: str
-    about: str
-    result: str
-    duration_ms: float
-    peer: str
 
 
 class Access:
