@@ -1,5 +1,7 @@
 """What a fork's child takes on, step by step, by the real agent: in namespaces of its own where a step is not confined
-to a directory."""
+to a directory.
+
+More than 500 lines: a test for each step, on the fixtures of this file."""
 
 import asyncio
 import contextlib

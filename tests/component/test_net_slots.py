@@ -1,4 +1,6 @@
-"""A slot's life: made, switched, adopted, damaged, mended, removed; clashes with the host; hundreds of them."""
+"""A slot's life: made, switched, adopted, damaged, mended, removed; clashes with the host; hundreds of them.
+
+More than 500 lines: a test for each of these, on the helpers of this file."""
 
 import asyncio
 import contextlib
