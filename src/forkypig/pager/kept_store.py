@@ -43,8 +43,10 @@ class KeptStore:
         if self._removals is None:
             self.close()  # where nobody tells us, nothing is kept
             return
-        fds = (connection.fileno(), self._removals)
-        while self._store is not None and fds[0] not in select.select(fds, (), ())[0]:
+        news = select.poll()  # select() takes no descriptor above 1023, and each pack that is kept has one
+        news.register(connection, select.POLLIN)
+        news.register(self._removals, select.POLLIN)
+        while self._store is not None and connection.fileno() not in dict(news.poll()):
             with suppress(BlockingIOError):
                 os.read(self._removals, _EVENTS_BYTES)
             self._store.refresh()
