@@ -16,7 +16,6 @@ from forkypig.core.admission import (
     Level,
     Seen,
     check_admission,
-    check_overcommit,
     idle_longest,
     level,
     look,
@@ -41,9 +40,8 @@ class Admission:
     """The host's memory as the controller sees it."""
 
     def __init__(self, settings: Settings, store: Store, host: Host) -> None:
-        """Raises InvalidRequest for an overcommit that can't be."""
         self._store, self._host = store, host
-        self._overcommit = check_overcommit(settings.overcommit)
+        self._overcommit = settings.overcommit
         self._idle_s = settings.hibernate_idle_s
         self._memory = HostMemory()
         self._looked_s = float("-inf")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from forkypig.errors import InvalidRequest, ResourceExhausted
+from forkypig.errors import ResourceExhausted
 from forkypig.model import Shape
 
 # An idle child among ten costs 32 MiB (bench/results); one that boots touches what its kernel and services need.
@@ -56,13 +56,6 @@ def level(memory: HostMemory) -> Level:
     if memory.available_mib < 2 * memory.reserve_mib or memory.some_percent >= _TIGHT_SOME_PERCENT:
         return Level.TIGHT
     return Level.CALM
-
-
-def check_overcommit(factor: float) -> float:
-    """Raises InvalidRequest for a setting that makes no sense."""
-    if not 1.0 <= factor <= 1000.0:
-        raise InvalidRequest(f"FORKY_OVERCOMMIT={factor:g} can't be: 1 reckons machines at their size, 16 is usual")
-    return factor
 
 
 def reckoned_mib(shape: Shape, count: int, overcommit: float, *, boots: bool = False) -> int:

@@ -49,20 +49,22 @@ class Settings(HomePaths, BaseSettings):
     pack_after_s: float = Field(default=20.0, ge=0)
     pack_in_background: bool = True  # False: a snapshot is packed only where something waits for it
     # a new machine is reckoned at this fraction of its memory, and at what it takes at least
-    overcommit: float = 16.0
+    overcommit: float = Field(default=16.0, ge=1, le=1000)
     # under memory pressure, machines idle for as long are hibernated; 0: none is
     hibernate_idle_s: float = Field(default=0.0, ge=0)
     listen: str = ""  # HOST:PORT for callers with tokens; off loopback only with the certificates of `forky auth init`
     listen_certificates: str = ""  # HOST:PORT for callers with certificates of that authority, and no others
     local_users: str = ""  # who else of this computer may come in: USER=TENANT:ROLE,… or @GROUP=TENANT:ROLE,…
-    rate_per_s: float = 100.0  # calls that one caller, the operator excepted, may make in the long run; 0: any number
-    rate_burst: int = 2000  # and at once
+    rate_per_s: float = Field(
+        default=100.0, ge=0
+    )  # calls that one caller, the operator excepted, may make in the long run; 0: any number
+    rate_burst: int = Field(default=2000, ge=1)  # and at once
     # from one address; then it is sent away before its credentials are looked up; 0: any number
     failed_logins_per_minute: int = Field(default=30, ge=0)
     audit_reads: bool = False  # write down also calls that only look, and succeed
     audit_commands: bool = False  # and the command lines of exec, which may hold secrets
-    audit_file_mib: int = 16  # then a new one is begun
-    audit_files: int = 10  # kept besides, compressed
+    audit_file_mib: int = Field(default=16, ge=1)  # then a new one is begun
+    audit_files: int = Field(default=10, ge=0)  # kept besides, compressed
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     # the REST API's address: HOST:PORT, or a Unix socket's path; unix: HOME/run/rest.sock; "": none
     rest: str = ""

@@ -179,6 +179,14 @@ class Hierarchy(ABC):
         """What the kernel can't take away without swap: anonymous and shared memory."""
 
     @abstractmethod
+    def memory_ceiling_bytes(self, group: Path) -> int | None:
+        """What all processes in a group and below may have together; None: as much as there is."""
+
+    @abstractmethod
+    def memory_held_bytes(self, group: Path) -> int:
+        """What is charged to a group and all below it, less the files' pages, which the kernel takes back first."""
+
+    @abstractmethod
     def oom_kills(self, leaf: Path) -> int:
         """Processes that were killed because the memory limit was met."""
 

@@ -58,6 +58,21 @@ def search(instance: str, where: Surroundings) -> tuple[list[Hierarchy], list[st
     return found, [f"{name}: {missing.get(name, unmounted)}" for name in WANTED if name not in usable]
 
 
+def around(instance: str, where: Surroundings) -> list[tuple[Hierarchy, Path]]:
+    """The groups that count the memory of this instance's machines, from the one that their tree stands in, or would
+    stand in, upwards: of a container's only what it is shown. Nothing is made, and no right to write is needed."""
+    try:
+        mounts = list(_mounts((where.proc / "self/mountinfo").read_text()))
+        own = dict(_own((where.proc / "self/cgroup").read_text()))
+        version, mount = next((v, m) for v, m in mounts if "memory" in m.controllers)
+        directory = mount.directory(own.get("" if version == 2 else "memory", "/"))
+        base = _existing(mount.point, instance) or _base(version, mount.point, directory, where) or directory
+    except (OSError, ValueError, IndexError, StopIteration):
+        return []
+    hierarchy = (V1 if version == 1 else V2)(mount, base, instance)
+    return [(hierarchy, group) for group in (base, *base.parents) if group.is_relative_to(mount.point)]
+
+
 def _mounts(mountinfo: str) -> list[tuple[int, Mount]]:
     """Version and mount of each hierarchy (proc_pid_mountinfo(5)); of one that is mounted twice the first."""
     found: dict[tuple[int, frozenset[str]], Mount] = {}

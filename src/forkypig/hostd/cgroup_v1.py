@@ -16,6 +16,7 @@ from forkypig.hostd.cgroup_hierarchy import (
 
 _USUAL_SHARES, _MOST_SHARES = 1024, 262144
 _NS = 1e9
+_NO_LIMIT = 1 << 60  # the kernel shows the greatest number of pages that it can count, in bytes
 
 # Real-time allowance of one split, of each second and CPU. A split needs some 30 ms of a CPU; threads that used the
 # allowance up would stand still until the second is over, so it is ten times that. The sum over all groups below a
@@ -84,6 +85,15 @@ class V1(Hierarchy):
     def unreclaimable_bytes(self, leaf: Path) -> int:
         found = read_keys(leaf / "memory.stat")
         return found.get("rss", 0) + found.get("shmem", 0)
+
+    def memory_ceiling_bytes(self, group: Path) -> int | None:
+        limit = read_number(group / "memory.limit_in_bytes")
+        return limit if 0 < limit < _NO_LIMIT else None
+
+    def memory_held_bytes(self, group: Path) -> int:
+        found = read_keys(group / "memory.stat")
+        files = found.get("total_inactive_file", 0) + found.get("total_active_file", 0)
+        return max(0, read_number(group / "memory.usage_in_bytes") - files)
 
     def oom_kills(self, leaf: Path) -> int:
         return read_keys(leaf / "memory.oom_control").get("oom_kill", 0)

@@ -79,6 +79,15 @@ class V2(Hierarchy):
         found = read_keys(leaf / "memory.stat")
         return found.get("anon", 0) + found.get("shmem", 0)
 
+    def memory_ceiling_bytes(self, group: Path) -> int | None:
+        limits = [read_number(group / name) for name in ("memory.max", "memory.high")]  # «max» is no number
+        return min((limit for limit in limits if limit > 0), default=None)
+
+    def memory_held_bytes(self, group: Path) -> int:
+        found = read_keys(group / "memory.stat")
+        reclaimable = ("inactive_file", "active_file", "slab_reclaimable")
+        return max(0, read_number(group / "memory.current") - sum(found.get(name, 0) for name in reclaimable))
+
     def oom_kills(self, leaf: Path) -> int:
         return read_keys(leaf / "memory.events").get("oom_kill", 0)
 

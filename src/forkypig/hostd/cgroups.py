@@ -19,6 +19,7 @@ import structlog
 
 from forkypig.core.limits_of_children import completed
 from forkypig.errors import InvalidRequest, MachineFailed, NotPossibleNow, ResourceExhausted
+from forkypig.hostd import oom
 from forkypig.hostd.cgroup_hierarchy import FROZEN, MIB, Hierarchy, groups_below, processes, remove, write
 from forkypig.hostd.cgroup_search import Surroundings, block_device, describe, nearest, search
 from forkypig.hostd.cgroup_v1 import V1
@@ -95,6 +96,7 @@ class Cgroups:
     def park(self, pid: int) -> None:
         """A process has become a snapshot: it leaves its machine's group. The memory that it holds stays charged to
         the group that it leaves, until the process ends, and limits nobody."""
+        oom.spare(pid)
         for hierarchy in self.hierarchies:
             left = hierarchy.group_of(pid)
             try:
@@ -163,6 +165,7 @@ class Group:
     def add(self, pid: int) -> None:
         """A process joins with all its threads, or comes back after `park`. What it has allocated until then stays
         charged where it was. One that has ended is passed over. Raises MachineFailed when the host refuses."""
+        oom.offer(pid)
         for hierarchy in self._groups.hierarchies:
             try:
                 home = hierarchy.home_of(self.name, pid)

@@ -9,19 +9,18 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
-from forkypig.hostd import kernel, leftovers
+from forkypig.hostd import cgroup_search, kernel, leftovers, pressure
 from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.checks import Check, failed, ok, warning
 from forkypig.hostd.network import instance_of
 from forkypig.net.doctor import missing
 from forkypig.qemu.accelerator import KVM_DEVICE, Accelerator, QemuBuild, choose, qemu_build
 
-__all__ = ["Check", "Resources", "checks", "resources"]
+__all__ = ["Check", "checks", "disk_available_mib"]
 
 FUSE_DEVICE = Path("/dev/fuse")
 PROC = Path("/proc")
@@ -34,22 +33,9 @@ _TASKS_PER_MACHINE = 8  # threads of one QEMU process with two vCPUs
 _ENOUGH_MACHINES = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What there is and what is left of it."""
-
-    memory_total_mib: int
-    memory_available_mib: int
-    disk_available_mib: int
-
-
-def resources(settings: Settings) -> Resources:
-    """Reads them anew; raises OSError where /proc is not mounted."""
-    lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
-    kib = {line[0].rstrip(":"): int(line[1]) for line in lines}
-    return Resources(
-        kib["MemTotal"] >> 10, kib["MemAvailable"] >> 10, shutil.disk_usage(_existing(settings.home)).free >> 20
-    )
+def disk_available_mib(settings: Settings) -> int:
+    """Room on the disk that the home is on, or will be."""
+    return shutil.disk_usage(_existing(settings.home)).free >> 20
 
 
 async def checks(settings: Settings, build: QemuBuild | None, accelerator: Accelerator | None) -> list[Check]:
@@ -182,7 +168,7 @@ def _existing(path: Path) -> Path:
 
 
 def _disk(settings: Settings) -> Check:
-    free_gib = resources(settings).disk_available_mib / 1024
+    free_gib = disk_available_mib(settings) / 1024
     detail = f"{free_gib:.1f} GiB free for {settings.home}"
     remedy = "free some space, remove machines and snapshots, or put FORKY_HOME on another disk"
     if free_gib < 2:
@@ -191,12 +177,15 @@ def _disk(settings: Settings) -> Check:
 
 
 def _memory(settings: Settings) -> Check:
-    found = resources(settings)
-    detail = f"{found.memory_available_mib / 1024:.1f} of {found.memory_total_mib / 1024:.1f} GiB available"
+    around = cgroup_search.around(instance_of(settings), cgroup_search.Surroundings())
+    found = pressure.measure(around, PROC)
+    detail = f"{found.available_mib / 1024:.1f} of {found.total_mib / 1024:.1f} GiB available"
+    if limits := [group for hierarchy, group in around if hierarchy.memory_ceiling_bytes(group) is not None]:
+        detail += f", as limited by {limits[0]}"
     remedy = "end something, or run fewer and smaller machines (forky run --memory)"
-    if found.memory_available_mib < 512:
+    if found.available_mib < 512:
         return failed("memory", detail, remedy)
-    return warning("memory", detail, remedy) if found.memory_available_mib < 2048 else ok("memory", detail)
+    return warning("memory", detail, remedy) if found.available_mib < 2048 else ok("memory", detail)
 
 
 def _overcommit() -> Check:

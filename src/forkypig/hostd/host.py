@@ -18,7 +18,7 @@ import structlog
 from forkypig.daemon.settings import Settings
 from forkypig.errors import AlreadyExists, ForkyError, NotFound, NotPossibleNow
 from forkypig.guest.channel import GuestChannel
-from forkypig.hostd import full_disk
+from forkypig.hostd import cgroup_search, full_disk
 from forkypig.hostd.cgroups import Cgroups
 from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.folding import Folding
@@ -75,6 +75,7 @@ class Host:
         self.snapshot_ledger = snapshot_ledger(settings.home)
         self.network = HostNetwork(settings)
         self.groups = Cgroups.find(instance_of(settings), settings.home)
+        self.memory_groups = cgroup_search.around(instance_of(settings), cgroup_search.Surroundings())
         self.chains = DiskChains(settings, self.images, self.snapshots)
         self.maker = ShellMaker(settings, self.network, self.chains)
         self.pool = ShellPool(self.maker, settings.shells)

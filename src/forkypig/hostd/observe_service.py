@@ -9,7 +9,7 @@ import grpc
 
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError
-from forkypig.hostd import doctor
+from forkypig.hostd import pressure
 from forkypig.hostd.host import Host
 from forkypig.hostd.usage import Meter, Target, Use
 from forkypig.v1 import common_pb2 as common
@@ -40,9 +40,9 @@ class HostObservationServicer(observe_pb2_grpc.HostObservationServicer):
         ]
         for machine, use in (await self._meter.read(targets)).items():
             answer.machines.append(_to_wire(machine, use))
-        resources = await asyncio.to_thread(doctor.resources, self._host.settings)
-        answer.memory_total_bytes = resources.memory_total_mib << 20
-        answer.memory_available_bytes = resources.memory_available_mib << 20
+        memory = await asyncio.to_thread(pressure.measure, self._host.memory_groups)
+        answer.memory_total_bytes = memory.total_mib << 20
+        answer.memory_available_bytes = memory.available_mib << 20
         with contextlib.suppress(ForkyError):  # `forky status` says it; here the fields are absent
             await self._ask_pager(answer)
         return answer

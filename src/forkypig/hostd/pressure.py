@@ -1,10 +1,13 @@
-"""How little memory the host has left, and how much its machines do. Read from /proc; for a worker thread."""
+"""How little memory is left for machines, and how much they do. Read from /proc and the cgroups that machines stand in:
+in a container the host's memory is not theirs to use up. For a worker thread."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from forkypig.hostd.cgroup_hierarchy import Hierarchy
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # Of /proc/PID/stat, counted after the command's name, which may have spaces: utime and stime (proc_pid_stat(5)).
@@ -22,11 +25,21 @@ class Pressure:
     full_percent: float
 
 
-def measure(proc: Path = Path("/proc")) -> Pressure:
-    """As it is now."""
+def measure(around: Iterable[tuple[Hierarchy, Path]] = (), proc: Path = Path("/proc")) -> Pressure:
+    """As it is now: the host's, or that of whichever group `around` machines leaves less. Raises OSError where /proc is
+    not mounted."""
     fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
     total, available = (int(fields[name].split()[0]) >> 10 for name in ("MemTotal", "MemAvailable"))
     some, full = stalls(proc / "pressure/memory")
+    for hierarchy, group in around:
+        limit = hierarchy.memory_ceiling_bytes(group)
+        if limit is None:
+            continue
+        group_some, group_full = stalls(group / "memory.pressure")  # version 1 has none
+        some, full = max(some, group_some), max(full, group_full)
+        left = max(0, limit - hierarchy.memory_held_bytes(group)) >> 20
+        if left < available:
+            total, available = min(total, limit >> 20), left
     return Pressure(total, available, some, full)
 
 

@@ -91,16 +91,15 @@ class HostServicer(host_pb2_grpc.HostServicer):
             status.accelerator, status.accelerator_reason = host.accelerator.name, host.accelerator.reason
             status.qemu_version, status.qemu_build = host.build.version_text, host.build.build_id
         status.network, status.network_reason = host.network.kind, host.network.reason
-        resources = await asyncio.to_thread(doctor.resources, host.settings)
-        status.memory_total_mib = resources.memory_total_mib
-        status.memory_available_mib = resources.memory_available_mib
-        status.disk_available_mib = resources.disk_available_mib
+        memory = await asyncio.to_thread(pressure.measure, host.memory_groups)
+        status.memory_total_mib, status.memory_available_mib = memory.total_mib, memory.available_mib
+        status.disk_available_mib = await asyncio.to_thread(doctor.disk_available_mib, host.settings)
         return status
 
     @answered
     async def GetPressure(self, request: pb.Empty, context: _Context) -> host_pb.HostPressure:
         pids = {live.id: live.process.pid for live in self._host.machines.values() if live.process is not None}
-        now = await asyncio.to_thread(pressure.measure)
+        now = await asyncio.to_thread(pressure.measure, self._host.memory_groups)
         used = await asyncio.to_thread(pressure.cpu_seconds, pids)
         return host_pb.HostPressure(
             memory_total_mib=now.total_mib,
