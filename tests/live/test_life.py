@@ -137,7 +137,9 @@ def test_status_and_doctor_speak_json(forky: Instance, box: str) -> None:
 
 
 def test_down_keeps_snapshots_and_disks(forky: Instance, box: str) -> None:
-    """The memory of a tagged snapshot is written out, and can be forked after everything has ended."""
+    """The memory of a tagged snapshot is written out, and can be forked after everything has ended. A machine has its
+    address again, and nobody else has it."""
+    address = forky.json("inspect", box)["address"]
     forky.sh(box, "mkdir -p /dev/shm && echo in-memory > /dev/shm/note; echo on-disk > /root/note; sync")
     forky.ok("snapshot", box, "--tag", "kept")
     forky.sh(box, "echo later > /dev/shm/note")
@@ -153,6 +155,9 @@ def test_down_keeps_snapshots_and_disks(forky: Instance, box: str) -> None:
     assert forky.sh(grandchild, "cat /dev/shm/note") == "in-memory"
     forky.ok("start", box)
     assert forky.sh(box, "cat /root/note") == "on-disk"
+    assert forky.json("inspect", box)["address"] == address
+    others = {forky.json("inspect", other)["address"] for other in (child, grandchild)}
+    assert len(others - {address}) == 2 or address is None  # without root no machine has one
 
 
 def test_two_instances_side_by_side(forky: Instance, box: str) -> None:

@@ -201,7 +201,7 @@ async def _adopt_machine(host: "Host", record: MachineRecord, running: dict[str,
     host.machines[live.id] = live
     live.slot = await host.network.adopt(record.slot)
     state = live.state
-    if live.slot is None and (state is MachineState.HIBERNATED or _should_run(live)):
+    if live.slot is None and state not in (MachineState.CREATING, MachineState.REMOVING):
         live.slot = await host.network.again(record.slot, record.machine.config)
     if state in (MachineState.CREATING, MachineState.REMOVING):
         log.info("half-made machine removed", machine=live.id, state=state.value)

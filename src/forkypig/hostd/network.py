@@ -122,7 +122,7 @@ class HostNetwork:
         try:
             return await self.fabric.adopt(name)
         except NotFound:
-            log.error("a machine's network namespace is gone", slot=name)
+            log.info("a machine's network namespace is gone", slot=name)
             return None
 
     async def again(self, name: str, config: MachineConfig) -> Slot | None:

@@ -202,12 +202,11 @@ class Fabric:
         return Slot(plan, switching, NetworkPolicy())
 
     async def adopt(self, name: str) -> Slot:
-        """A slot that an earlier hostd handed out. NotFound when its namespace is gone."""
-        if (known := self._slots.get(name)) is not None:
-            return known
+        """A slot that an earlier hostd handed out, once. NotFound when its namespace is gone, also where one of its name
+        has been made ahead since, which the next machine would be given too: `take_again` gives that one."""
         index = self.config.slot_index(name)
-        if index is None or index >= capacity(self.subnet):
-            raise NotFound("network of a machine", name)
+        if index is None or index not in self._found or index >= capacity(self.subnet):
+            raise NotFound("network of a machine", name, "its namespace was removed; start the machine again")
         plan = self._plan(index, self.subnet)
         try:
             switching = await asyncio.to_thread(cabling.open_inside, plan.path)
