@@ -10,14 +10,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from forkypig import errors
-from forkypig.controller import roles
+from forkypig.controller import edge, roles
 from forkypig.controller.app import SERVICES
 from forkypig.controller.store import tenants
 from forkypig.controller.store import tokens as rows
 from forkypig.daemon.settings import Settings
 from forkypig.model.access import Role
 from forkypig.v1 import auth_pb2 as pb
-from forkypig.v1 import common_pb2, controller_pb2, observe_pb2_grpc
+from forkypig.v1 import common_pb2, controller_pb2, observe_pb2, observe_pb2_grpc
+from forkypig.wire.status import rpc_errors
 from tests.component.access_rig import Caller, Served, serving
 from tests.component.controller_rig import home, running_host
 
@@ -105,6 +106,29 @@ async def test_a_revoked_token_ends_with_the_next_call(served: Served) -> None:
         assert (await operator.auth("RevokeToken", pb.RevokeTokenRequest(token="ci"))).revoked_us > 0
         with pytest.raises(errors.Unauthenticated):
             await caller.call("ListMachines")
+
+
+async def test_a_revoked_token_ends_what_is_open(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "LOOKED_UP_AGAIN_S", 0.02)
+    follow = observe_pb2.FollowEventsRequest(follow=True)
+    gone, stays = await served.token(name="gone"), await served.token(name="stays")
+    async with served.client(gone) as revoked, served.client(stays) as other, served.client() as operator:
+        ending, lasting = (
+            observe_pb2_grpc.ObservationStub(caller.channel).FollowEvents(follow, **caller.options)
+            for caller in (revoked, other)
+        )
+        await other.run_all("web")
+        async for event in ending:
+            if event.kind == "machine.running":
+                break
+        await operator.auth("RevokeToken", pb.RevokeTokenRequest(token="gone"))
+        with pytest.raises(errors.Unauthenticated), rpc_errors():
+            async for _ in ending:
+                pass
+        assert (await anext(aiter(lasting))).sequence > 0
+        assert not lasting.done()
+        lasting.cancel()
+    assert "FollowEvents" in next(line for line in served.audit().splitlines() if "UNAUTHENTICATED" in line)
 
 
 async def test_tokens_that_do_not_hold_are_refused_alike(served: Served) -> None:

@@ -139,7 +139,7 @@ def test_a_second_authority_is_not_made(tmp_path: Path) -> None:
         authority.renew()
     authority.make([])
     before = authority.certificate.read_bytes()
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.NotPossibleNow, match="auth renew"):
         authority.make([])
     assert authority.certificate.read_bytes() == before
     for path in authority.directory.iterdir():

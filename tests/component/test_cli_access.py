@@ -47,7 +47,19 @@ async def test_from_auth_init_to_the_audit_log(served: Served) -> None:
     (code, text, trouble), (_, made, _) = await asyncio.gather(
         forky("auth", "token", "create", "--role", "user", "--tenant", "acme", "--name", "ci", **here),
         forky(
-            *("auth", "cert", "create", "eve", "--role", "viewer", "--tenant", "acme", "--into", path, "--json"),
+            *(
+                "auth",
+                "cert",
+                "create",
+                "eve",
+                "--role",
+                "viewer",
+                "--tenant",
+                "acme",
+                "--into",
+                f"{path}/new/eve",
+                "--json",
+            ),
             FORKY_HOME=path,
         ),
     )

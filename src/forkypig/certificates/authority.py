@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from forkypig.errors import AlreadyExists, NotFound, NotPossibleNow
+from forkypig.errors import NotFound, NotPossibleNow
 from forkypig.model import check_name
 from forkypig.model.access import Role
 
@@ -57,11 +57,15 @@ class Authority:
     def make(self, hosts: Sequence[str]) -> None:
         """A new authority, and the controller's certificate for `hosts` (names, addresses) and this computer itself.
 
-        Raises AlreadyExists: a second authority would lock out everybody who knows the first."""
+        Raises NotPossibleNow: a second authority would lock out everybody who knows the first."""
         self.directory.mkdir(mode=0o700, exist_ok=True)
         with self._locked():
             if self._key.exists():
-                raise AlreadyExists("certificate authority", str(self.directory))
+                raise NotPossibleNow(
+                    f"there is a certificate authority in {self.directory} already, and a second one would lock out "
+                    "everybody who knows the first: renew the controller's certificate with `forky auth renew`, or "
+                    "remove that directory first"
+                )
             key = ec.generate_private_key(ec.SECP256R1())
             name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Forky Pig")])
             usage = x509.KeyUsage(

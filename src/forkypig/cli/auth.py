@@ -214,6 +214,7 @@ def create_certificate(
         certificate_file, key_file = into / f"{name}.crt", into / f"{name}.key"
         if taken := [path for path in (certificate_file, key_file) if path.exists()]:
             raise errors.AlreadyExists("file", str(taken[0]))
+        into.mkdir(mode=0o700, parents=True, exist_ok=True)  # before: a certificate without its key is of no use
         issued, certificate, key = _authority().issue(name, tenant, Role(role.value), days)
         fd = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:

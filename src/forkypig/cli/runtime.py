@@ -115,7 +115,7 @@ def _drop_stdout() -> None:
 
 def _usage(error: typer.TyperException) -> str:
     """A parser's error as one sentence that says where to read on."""
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "forky"
     return f"{message[:1].lower()}{message[1:]}: see `{path} --help`"

@@ -7,7 +7,7 @@ In this order: what nobody may do costs the least, and nothing is looked up for 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote
@@ -24,13 +24,15 @@ from forkypig.controller.retries import Retries
 from forkypig.core.rate import Rates
 from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
-from forkypig.errors import ForkyError, InvalidRequest, TooManyRequests
+from forkypig.errors import ForkyError, InvalidRequest, NotFound, TooManyRequests, Unauthenticated
 from forkypig.model.access import AuditEntry, Principal
 from forkypig.wire.keys import KEY, NEW
 from forkypig.wire.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _AS_BEFORE = "as answered before"
+# A terminal may be open for days: after so long what was revoked no longer keeps it open.
+LOOKED_UP_AGAIN_S = 10.0
 
 
 class _Call:
@@ -160,7 +162,10 @@ class Edge(grpc.aio.ServerInterceptor):
             call = _Call(method.name, context)
             try:
                 request, asked = await self._admitted(call, method, request, streamed=True)
-                async with aclosing(self._messages(call, asked, lambda: inner(request, context))) as messages:
+                async with (
+                    self._while_let_in(call),
+                    aclosing(self._messages(call, asked, lambda: inner(request, context))) as messages,
+                ):
                     async for message in messages:
                         call.has_answered = isinstance(message, bytes) or subjects.is_last(message)
                         yield message
@@ -217,6 +222,37 @@ class Edge(grpc.aio.ServerInterceptor):
             self._begin(call)
         begin_acting(who)
         return request, asked
+
+    @asynccontextmanager
+    async def _while_let_in(self, call: _Call) -> AsyncIterator[None]:
+        """Ends the block with Unauthenticated when the caller's token or certificate no longer counts."""
+        metadata, certificate = call.metadata(), call.certificate()
+        if certificate is None and "authorization" not in metadata:
+            yield  # by a Unix socket: whom the kernel names stays who they are
+            return
+
+        async def look(until: asyncio.Timeout) -> None:
+            while True:
+                await asyncio.sleep(LOOKED_UP_AGAIN_S)
+                try:
+                    await self._gate.who(metadata, call.context.peer(), certificate)
+                except (Unauthenticated, NotFound):
+                    until.reschedule(0.0)
+                    return
+                except ForkyError:  # the database is away: what is under way goes on
+                    continue
+
+        try:
+            async with asyncio.timeout(None) as until:
+                looking = asyncio.create_task(look(until), name="let-in")
+                try:
+                    yield
+                finally:
+                    looking.cancel()
+        except TimeoutError as error:
+            if not until.expired():
+                raise
+            raise Unauthenticated from error
 
     async def _noticed(self, call: _Call, method: "_Method", requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for raw in requests:

@@ -202,8 +202,8 @@ class Fabric:
         return Slot(plan, switching, NetworkPolicy())
 
     async def adopt(self, name: str) -> Slot:
-        """A slot that an earlier hostd handed out, once. NotFound when its namespace is gone, also where one of its name
-        has been made ahead since, which the next machine would be given too: `take_again` gives that one."""
+        """A slot that an earlier hostd handed out, once. NotFound when its namespace is gone, also where one of its
+        name was made ahead since, which the next machine would be given too: `take_again` gives that one."""
         index = self.config.slot_index(name)
         if index is None or index not in self._found or index >= capacity(self.subnet):
             raise NotFound("network of a machine", name, "its namespace was removed; start the machine again")
