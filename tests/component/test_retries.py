@@ -94,6 +94,25 @@ async def test_what_failed_is_tried_anew(served: Served, host: FakeHost) -> None
         assert len(host.machines) == 2
 
 
+async def test_what_is_done_is_not_told_to_have_failed(
+    served: Served, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's disk is full by the time that the answer is to be kept."""
+
+    async def full(*_: Any) -> None:
+        raise errors.ResourceExhausted("the disk is full")
+
+    async with served.client(idempotency_key="one") as caller:
+        await caller.run_all("web")
+        monkeypatch.setattr(answers, "keep", full)
+        forked = await fork(caller)
+        assert (await fork(caller)).children[0].machine.id == forked.children[0].machine.id
+        assert len(host.machines) == 2
+        await caller.call("RemoveMachine", pb.MachineRequest(machine=forked.children[0].machine.id))
+    async with served.client(idempotency_key="two") as caller:
+        assert (await caller.run_all("other"))[-1].result.machine.name == "other"
+
+
 async def test_a_caller_that_left_and_asks_again(served: Served, host: FakeHost) -> None:
     """Its first run is undone, or done; the second never makes another machine beside it."""
     async with served.client(idempotency_key="template") as caller:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 
+import structlog
 from google.protobuf.message import Message
 
 from forkypig.controller import retried, roles
@@ -20,13 +21,15 @@ from forkypig.controller.store import Store, answers, intents, machines, pools, 
 from forkypig.controller.store.answers import Answer
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
-from forkypig.errors import InvalidRequest, NotFound
+from forkypig.errors import HostUnreachable, InvalidRequest, NotFound, ResourceExhausted
 from forkypig.model import Acquired, Child, ForkResult
 from forkypig.model.access import Principal
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, keys
 from forkypig.wire import pools as pool_wire
+
+log = structlog.get_logger()
 
 _LONGEST_KEY = 128
 _POLL_S = 0.05
@@ -123,12 +126,16 @@ class Retries:
             await asyncio.sleep(_POLL_S)
 
     async def keep(self, asked: Asked, answer: Message) -> None:
-        """It has been answered."""
+        """It has been answered. Never raises for a database that is full or away: what was asked for is done, and who
+        is told that it failed would do it again."""
         if asked.is_kept:
             return
         row = Answer(asked.content_sha256, answer.SerializeToString())
-        async with self._store.write() as tx:
-            await answers.keep(tx, asked.request, row, now_us())
+        try:
+            async with self._store.write() as tx:
+                await answers.keep(tx, asked.request, row, now_us())
+        except (ResourceExhausted, HostUnreachable) as error:
+            log.warning("an answer is not kept for those who ask again", error=str(error))
 
     async def _from_rows(self, done: Intent) -> Message:
         """The answer, from what an operation has made. How long it took is not known any more."""
