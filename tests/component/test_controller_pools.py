@@ -243,6 +243,8 @@ async def test_a_pool_keeps_the_snapshot_that_it_begins_with(client: Client, hos
         await client.call("RemoveSnapshot", pb.SnapshotRequest(snapshot="clean"))
     got = await client.acquire()
     assert got.machine.snapshot == kept.id
+    with pytest.raises(errors.NotPossibleNow, match="forky pool rm py"):  # the pool first, and its machines after that
+        await client.call("RemoveSnapshot", pb.SnapshotRequest(snapshot="clean"))
     await client.release(got.machine.id)
     await client.pool("RemovePool", pools.PoolRequest(pool="py"))
     await client.call("RemoveSnapshot", pb.SnapshotRequest(snapshot="clean"))
@@ -252,6 +254,8 @@ async def test_what_can_not_be_is_told_in_a_sentence(client: Client) -> None:
     await create(client, target=0)
     with pytest.raises(errors.AlreadyExists):
         await create(client)
+    with pytest.raises(errors.NotPossibleNow, match="forky pool rm py"):
+        await client.call("RemoveImage", pb.ImageRequest(image="debian-12"))
     for fields in ({"name": "No/Name"}, {"name": "x", "target": 5, "most": 4}, {"name": "x" * 60}):
         with pytest.raises(errors.InvalidRequest):
             await create(client, **fields)

@@ -247,9 +247,9 @@ class _Gauge:
         parts = [f"{len(usage.machines)} machines, {running} with a process"]
         own = sum(use.proportional_bytes or 0 for use in usage.machines)
         parts.append(f"{sizes.human(own)} of memory together")
-        parts.append(
-            f"host: {sizes.human(usage.memory_available_bytes)} of {sizes.human(usage.memory_total_bytes)} free"
-        )
+        if usage.memory_total_bytes:  # the operator alone is told
+            free, total = sizes.human(usage.memory_available_bytes), sizes.human(usage.memory_total_bytes)
+            parts.append(f"host: {free} of {total} free")
         if usage.pauses:
             quantiles = f"p50 {usage.pause_p50_ms:.1f} ms, p99 {usage.pause_p99_ms:.1f} ms"
             parts.append(f"pause of {usage.pauses} splits: {quantiles}")

@@ -88,16 +88,17 @@ class Collector:
             if row is None:
                 raise NotFound("snapshot", snapshot, "see forky snapshots")
             called = f"snapshot «{row.tag}»" if row.tag else f"snapshot {row.id}"
+            # Before its machines: those that wait in a pool can't be removed by themselves.
+            if (pool := (await pools.grounds(tx)).get(snapshot)) is not None:
+                raise NotPossibleNow(
+                    f"{called} can't be removed: the machines of pool «{pool}» begin with it; "
+                    f"remove that first (forky pool rm {pool})"
+                )
             standing = Standing(tuple(await machines.on(tx, snapshot)), tuple(await snapshots.made_of(tx, snapshot)))
             if standing:
                 raise NotPossibleNow(
                     f"{called} can't be removed: {standing.sentence(row.tenant)} {standing.verb} on it; "
                     "remove that first"
-                )
-            if (pool := (await pools.grounds(tx)).get(snapshot)) is not None:
-                raise NotPossibleNow(
-                    f"{called} can't be removed: the machines of pool «{pool}» begin with it; "
-                    f"remove that first (forky pool rm {pool})"
                 )
             if collecting and row.kind not in PASSING:
                 raise NotPossibleNow(f"{called} was tagged meanwhile: it stays")

@@ -1,17 +1,17 @@
 """Images: the host builds and keeps them; here they are found by name, mirrored, and guarded against removal."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
 from forkypig.controller.principal import principal, require_operator
-from forkypig.controller.store import events, machines, snapshots
+from forkypig.controller.store import events, machines, pools, snapshots
 from forkypig.controller.store import images as rows
 from forkypig.core.genealogy import Standing
 from forkypig.errors import HostUnreachable, InternalError, NotFound, NotPossibleNow
-from forkypig.model import Image, Progress, Snapshot, SnapshotKind, check_name
+from forkypig.model import Image, Pool, Progress, Snapshot, SnapshotKind, check_name
 from forkypig.model.ids import is_id
 
 DEFAULT_IMAGE = "debian-12"
@@ -101,6 +101,7 @@ class Images:
         async with self._desk.store.write() as tx:
             owners = await rows.owned_by(tx, image.id)
             if tenant in owners and len(owners) > 1:
+                _check_no_pool(image, [pool for pool in await pools.every(tx) if pool.tenant == tenant])
                 using = [m for m in await machines.of_tenant(tx, tenant) if m.image == image.id]
                 if standing := Standing(tuple(using), ()):
                     raise NotPossibleNow(
@@ -128,6 +129,7 @@ class Images:
     async def _check_unused(self, image: Image) -> list[Snapshot]:
         """Its templates, when nothing else uses it."""
         async with self._desk.store.read() as tx:
+            _check_no_pool(image, await pools.every(tx))
             users = [m for m in await machines.every(tx) if m.image == image.id]
             made_of_it = [s for s in await snapshots.every(tx) if s.image == image.id]
         templates = [s for s in made_of_it if s.kind is SnapshotKind.TEMPLATE]
@@ -137,3 +139,14 @@ class Images:
                 f"image «{image.name}» is used by {using.sentence(principal().tenant)}: remove those first"
             )
         return templates
+
+
+def _check_no_pool(image: Image, every: Iterable[Pool]) -> None:
+    """Raises NotPossibleNow where one of these pools is of the image, also with no machine in it."""
+    using = [pool for pool in every if pool.image == image.id]
+    tenant = principal().tenant
+    for pool in sorted(using, key=lambda pool: pool.tenant != tenant):
+        called, of = (
+            (f"pool «{pool.name}»", f" {pool.name}") if pool.tenant == tenant else ("another tenant's pool", "")
+        )
+        raise NotPossibleNow(f"image «{image.name}» is used by {called}: remove that first (forky pool rm{of})")

@@ -103,7 +103,7 @@ class LivePool:
 
     def _why(self, wait_s: float) -> str:
         name, stock = self.pool.name, self.stock
-        said = f"no machine of pool «{name}» was ready" + (f" within {wait_s:g} s" if wait_s else "")
+        said = f"no machine of pool «{name}» was ready" + (f" within {wait_s:.3g} s" if wait_s else "")
         if self.failure:
             return f"{said}, and it can't be refilled: {self.failure}"
         if stock.ready + stock.filling + stock.acquired >= self.pool.max and stock.acquired:

@@ -49,9 +49,9 @@ def check_sizes(target: int, most: int) -> None:
 def check_lease(ttl_s: float, wait_s: float, labels: Mapping[str, str]) -> None:
     """Raises InvalidRequest for what no lease can be. Comparisons that a NaN fails, too."""
     if not LEAST_TTL_S <= ttl_s <= MOST_TTL_S:
-        raise InvalidRequest(f"a lease of {ttl_s:g} s is not possible: ask for 1 s to 30 days")
+        raise InvalidRequest(f"a lease of {ttl_s:.12g} s is not possible: ask for 1 s to 30 days")
     if not 0 <= wait_s <= MOST_WAIT_S:
-        raise InvalidRequest(f"a wait of {wait_s:g} s is not possible: ask for 0 s to one hour")
+        raise InvalidRequest(f"a wait of {wait_s:.12g} s is not possible: ask for 0 s to one hour")
     if len(labels) > MOST_LABELS or any(not 0 < len(k) <= 63 or len(v) > 255 for k, v in labels.items()):
         raise InvalidRequest(
             f"a lease has at most {MOST_LABELS} labels, with keys of 1 to 63 and values of at most 255 characters: "
