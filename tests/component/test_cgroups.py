@@ -123,6 +123,11 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
         time.sleep(0.01)
 
 
+def first_to_go(process: subprocess.Popen[str]) -> bool:
+    """Whether the kernel would end it before others when memory is out."""
+    return int(Path(f"/proc/{process.pid}/oom_score_adj").read_text()) > 0
+
+
 def held_back_s(group: Group) -> float:
     found = group.usage().throttled_s
     assert found is not None
@@ -171,8 +176,10 @@ def test_a_snapshot_takes_nothing_from_its_successor(rig: Rig) -> None:
     old, successor = rig.start(ALLOCATE, group), rig.start(ALLOCATE, group)
     say(old, 45)
     assert hear(old) == "held"
+    assert first_to_go(old) and first_to_go(successor)
     os.kill(old.pid, signal.SIGSTOP)
     rig.groups.park(old.pid)
+    assert not first_to_go(old)  # what stands on the snapshot would lose its ground
     for hierarchy in rig.groups.hierarchies:
         if "cpuacct" not in hierarchy.controllers or "cpu" in hierarchy.controllers:
             assert hierarchy.group_of(old.pid) == hierarchy.tree / "frozen"
@@ -182,6 +189,7 @@ def test_a_snapshot_takes_nothing_from_its_successor(rig: Rig) -> None:
     assert usage.memory_bytes is not None and 45 << 20 < usage.memory_bytes < 64 << 20
     assert usage.oom_kills == 0
     group.add(old.pid)  # the split was undone
+    assert first_to_go(old)
     os.kill(old.pid, signal.SIGCONT)
     for hierarchy in rig.groups.hierarchies:
         found = hierarchy.group_of(old.pid)

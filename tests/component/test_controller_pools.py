@@ -250,6 +250,25 @@ async def test_a_pool_keeps_the_snapshot_that_it_begins_with(client: Client, hos
     await client.call("RemoveSnapshot", pb.SnapshotRequest(snapshot="clean"))
 
 
+async def test_nothing_is_made_ahead_while_memory_is_short(client: Client, host: FakeHost) -> None:
+    """And the pool says so, to who looks and to who asks."""
+    there = host.pressure.memory_available_mib
+    host.pressure.memory_available_mib = 900  # tight: less than twice what is kept free
+    await client.run("web")
+    await create(client)
+
+    async def says(what: str) -> bool:
+        return what in (await client.status()).failure
+
+    await eventually(lambda: says("short of memory"))
+    with pytest.raises(errors.ResourceExhausted, match=r"can't be refilled.*short of memory.*hibernate"):
+        await client.acquire(wait_s=0.1)
+    assert (await client.status()).ready == 0
+    host.pressure.memory_available_mib = there
+    assert (await client.acquire(wait_s=30)).machine.state == RUNNING
+    assert (await client.status()).failure == ""
+
+
 async def test_what_can_not_be_is_told_in_a_sentence(client: Client) -> None:
     await create(client, target=0)
     with pytest.raises(errors.AlreadyExists):

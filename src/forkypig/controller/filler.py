@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ _SOON_S = 0.5
 _SETTLED_S = 0.02
 _LOOK_S = 5.0  # demand grows old without an event
 _PATIENCE_S, _MOST_PATIENCE_S = 1.0, 60.0  # before a refill that failed is tried again
+_SHORT = "the host is short of memory, and it goes on by itself when there is more: hibernate or remove machines"
 
 
 class Filler:
@@ -52,7 +53,6 @@ class Filler:
         self._desk, self._leases, self._templates = desk, leases, templates
         self._turn = asyncio.Lock()
         self._stirred_s = float("-inf")  # by the loop's clock
-        self.refills_allowed: Callable[[Pool], bool] = lambda _pool: desk.admission.refills_allowed
 
     def give_way(self) -> None:
         """Somebody is served, of whatever pool: refills are not to be in their way."""
@@ -106,7 +106,13 @@ class Filler:
         for _ in range(surplus(live.stock, wanted, live.pool.max, quiet=live.demand.is_quiet(now))):
             if (machine := live.line.take()) is not None:
                 await self._leases.dispose(live.pool, machine, "it was more than is wanted")
-        if not missing(live.stock, wanted, live.pool.max) or not self.refills_allowed(live.pool):
+        is_missing = missing(live.stock, wanted, live.pool.max) > 0
+        if is_missing and not self._desk.admission.refills_allowed:
+            live.failure = _SHORT
+            return
+        if live.failure == _SHORT:
+            live.failure = ""
+        if not is_missing:
             return
         await self._lull(live)
         async with self._turn:
