@@ -10,16 +10,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller import retried
 from forkypig.controller.principal import principal
+from forkypig.controller.store import answers
 from forkypig.controller.store.engine import owner_of
+from forkypig.controller.store.prepared import Prepared, Write
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
 from forkypig.errors import Busy
 from forkypig.model import MachineId, SnapshotId
 
-# Made once: to put a statement together takes longer than to run it.
-_ADD = insert(table).returning(table.c.id)
-_END = (
+_GIVEN = [c.name for c in table.columns if c.name not in ("id", "ended_us")]
+_ADD = Prepared(insert(table).values({name: bindparam(name) for name in _GIVEN}).returning(table.c.id))
+_END = Prepared(
     update(table)
     .where(table.c.id == bindparam("wanted"))
     .values(
@@ -63,6 +65,7 @@ async def add(
     is, where that can come again. `tenant` None: that of whoever asks."""
     owner, whose = owner_of(connection), principal().tenant if tenant is None else tenant
     now = now_us()
+    asked = retried.take(kind)
     values: dict[str, Any] = {
         "kind": kind.value,
         "status": IntentStatus.OPEN.value,
@@ -74,22 +77,23 @@ async def add(
         "started_us": now,
         "tenant": whose,
         "owner": owner,
+        "request": asked.request if asked else None,
+        "content_sha256": asked.content_sha256 if asked else None,
     }
-    if (asked := retried.take(kind)) is not None:
-        if not asked.is_new:  # one that was undone has made nothing; the request is asked anew
-            await connection.execute(
-                update(table)
-                .where(table.c.request == asked.request, table.c.status == IntentStatus.UNDONE.value)
-                .values(request=None)
-            )
-        values |= {"request": asked.request, "content_sha256": asked.content_sha256}
+    if asked is not None and not asked.is_new:  # one that was undone has made nothing; the request is asked anew
+        await connection.execute(
+            update(table)
+            .where(table.c.request == asked.request, table.c.status == IntentStatus.UNDONE.value)
+            .values(request=None)
+        )
     try:
-        number = (await connection.execute(_ADD, values)).scalar_one()
+        [(number,)] = await _ADD.run(connection, **values)
     except IntegrityError as error:
         raise Busy("this request", "another controller has taken it up") from error
     if number % _TRIM_EVERY == 0:
         old = (table.c.id <= number - KEPT) & (table.c.started_us < now - _COUNTED_US)
         await connection.execute(delete(table).where(old, table.c.status.not_in(_OPEN)))
+        await answers.trim(connection, now)
     return Intent(
         id=number,
         kind=kind,
@@ -110,10 +114,15 @@ async def of_request(connection: AsyncConnection, request: str) -> tuple[Intent,
 
 async def end(connection: AsyncConnection, intent: Intent, status: IntentStatus, error: str = "") -> None:
     """DONE, UNDONE, or UNDOING with the reason."""
+    await ending(intent, status, error).run(connection)
+
+
+def ending(intent: Intent, status: IntentStatus, error: str = "") -> Write:
+    """As `end`, to be run with others."""
     values: dict[str, Any] = {"wanted": intent.id, "new_status": status.value, "new_error": error, "now_us": None}
     if status is not IntentStatus.UNDOING:
         values["now_us"] = now_us()
-    await connection.execute(_END, values)
+    return Write(_END, values)
 
 
 async def release(connection: AsyncConnection, intent: Intent, status: IntentStatus) -> None:

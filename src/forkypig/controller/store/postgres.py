@@ -8,7 +8,7 @@ with it the lock, by a timeout of the server's.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -169,8 +169,14 @@ def _driver(connection: AsyncConnection) -> Any:
 
 async def _tell(connection: AsyncConnection, statements: str) -> str:
     """Past SQLAlchemy: what the server says to the last of them."""
+    told: str = await tell(connection, _driver(connection).execute, statements)
+    return told
+
+
+async def tell(connection: AsyncConnection, how: Callable[..., Awaitable[Any]], *what: Any) -> Any:
+    """Past SQLAlchemy, by a method of the driver's: what the server says."""
     try:
-        told: str = await _driver(connection).execute(statements)
+        return await how(*what)
     except asyncpg.PostgresError:
         raise  # it has answered; the transaction is ended when the connection is given back
     except asyncpg.InternalClientError as error:
@@ -181,7 +187,6 @@ async def _tell(connection: AsyncConnection, statements: str) -> str:
         # The server may be at it still: nobody else is to have this connection.
         await connection.invalidate()
         raise
-    return told
 
 
 def in_words(where: str, error: Exception) -> ForkyError:
