@@ -234,10 +234,10 @@ async def test_migrations_go_forward_on_a_database_with_data(at: Path | str) -> 
             assert (intent.kind, intent.machines, intent.owner) == (IntentKind.RUN, ("m-00000000000b",), None)
             assert [e.kind for e in await events.after(tx, DEFAULT_TENANT, 0, 0)] == ["machine.created"]
         async with store.write() as tx:
-            # Numbers go on where they were.
+            # Numbers go on where they were, or beyond what a power cut may have taken.
             assert (await intents.add(tx, IntentKind.CHANGE)).id == 2
             await events.add(tx, "later", "m-00000000000a")
-            assert [e.sequence for e in await events.after(tx, DEFAULT_TENANT, 0, 0)] == [1, 2]
+            assert [e.sequence for e in await events.after(tx, DEFAULT_TENANT, 0, 0)] in ([1, 2], [1, 1002])
     finally:
         await store.close()
     await (await Store.open(at)).close()  # nothing is left to do

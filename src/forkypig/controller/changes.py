@@ -159,7 +159,7 @@ class Changes:
             made = merge(row, seen, {intent.snapshot})
             writes = [machines.saving(made), intents.ending(intent, IntentStatus.DONE)]
             if not streams:
-                writes += await answers.along(tx, lambda: convert.machine_to_wire(made).SerializeToString())
+                writes += await answers.along(tx, None, lambda: convert.machine_to_wire(made).SerializeToString())
             if row.state is not made.state:
                 await events.add(tx, f"machine.{made.state.value}", made.id, made.name, along=writes)
             else:
@@ -203,7 +203,8 @@ class Changes:
                 raise
             async with desk.store.write() as tx:
                 await machines.delete_all(tx, [machine.id])
-                writes = [intents.ending(intent, IntentStatus.DONE), *await answers.along(tx, bytes)]  # empty
+                # The answer is empty.
+                writes = [intents.ending(intent, IntentStatus.DONE), *await answers.along(tx, intent.kind, bytes)]
                 await events.add(tx, "machine.removed", machine.id, machine.name, along=writes)
         desk.reconciler.forget(machine.id)
         desk.reconciler.collect.set()
@@ -211,7 +212,7 @@ class Changes:
     async def _mark(self, flight: Flight, text: str) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
             machine = await find_machine(tx, text)
-            doing = (await self._desk.operations(tx)).get(machine.id, "")
+            doing = await self._desk.operation_on(tx, machine)
             if machine.state is MachineState.CREATING or doing == Action.REMOVE.value:
                 raise Busy(f"machine «{machine.name}»", doing or machine.state.value)
             check_allowed(machine, Action.REMOVE)

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller import retried
 from forkypig.controller.store.prepared import Prepared, Write
 from forkypig.controller.store.tables import answers as table
+from forkypig.core.intents import IntentKind
 from forkypig.daemon.server import now_us
 
 KEPT_US = 24 * 3600 * 1_000_000
@@ -40,11 +41,11 @@ async def keep(connection: AsyncConnection, request: str, answer: Answer, at_us:
     await _keeping(request, answer, at_us).run(connection)
 
 
-async def along(connection: AsyncConnection, answer: Callable[[], bytes]) -> list[Write]:
+async def along(connection: AsyncConnection, kind: IntentKind | None, answer: Callable[[], bytes]) -> list[Write]:
     """What is to be written with the end of an operation that a request has asked for: its answer. Nobody else need
-    keep it then."""
+    keep it then. `kind`: as in `Asked`; what is a means to the end of another request keeps nothing."""
     asked = retried.current()
-    if asked is None or asked.is_kept:
+    if asked is None or asked.is_kept or asked.kind is not kind:
         return []
     asked.is_kept = True
     kept = Answer(asked.content_sha256, answer())

@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from forkypig.controller.store import postgres, schema, sqlite
+from forkypig.controller.store import postgres, postgres_errors, schema, sqlite
 from forkypig.controller.store.standing import Standing
 from forkypig.errors import ForkyError
 
@@ -164,7 +164,9 @@ class Store:
             async with (
                 self._turn,
                 self._connected(self._writing[lasts]) as connection,
-                postgres.turn(connection, self.standing, lasts=lasts) if self.is_shared else connection.begin(),
+                postgres.turn(connection, self.standing, lasts=lasts, probe=self._probe)
+                if self.is_shared
+                else connection.begin(),
             ):
                 yield connection
         written, self._written = self._written, asyncio.Event()
@@ -202,9 +204,12 @@ class Store:
         with _errors(self.where):
             if isinstance(self.where, Path):
                 return await asyncio.to_thread(sqlite.check, self.where)
-            async with self.glance() as connection:
-                await connection.execute(text("SELECT 1"))
+            await self._probe()
         return ""
+
+    async def _probe(self) -> None:
+        async with self._connected(self._engine) as connection:
+            await postgres.probe(connection)
 
 
 @contextlib.contextmanager
@@ -215,8 +220,10 @@ def _errors(where: Path | str) -> Iterator[None]:
     except exc.IntegrityError:
         raise  # a name that is taken: the caller knows which
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise (sqlite.in_words(where, error) if isinstance(where, Path) else postgres.in_words(where, error)) from error
+        raise (
+            sqlite.in_words(where, error) if isinstance(where, Path) else postgres_errors.in_words(where, error)
+        ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(where, Path):
             raise
-        raise postgres.in_words(where, error) from error  # what SQLAlchemy hands on, or never saw
+        raise postgres_errors.in_words(where, error) from error  # what SQLAlchemy hands on, or never saw

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Text, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Text, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,7 +30,19 @@ _END = Prepared(
         ended_us=func.coalesce(bindparam("now_us", type_=BigInteger), table.c.ended_us),
     )
 )
-_OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
+OPEN = (IntentStatus.OPEN.value, IntentStatus.UNDOING.value)
+_ABOUT = Prepared(
+    select(table)
+    .where(
+        or_(*(table.c.status == status for status in OPEN)),
+        or_(
+            table.c.source == bindparam("thing"),
+            table.c.snapshot == bindparam("thing"),
+            table.c.machines.like(bindparam("among")),
+        ),
+    )
+    .order_by(table.c.id)
+)
 # Ended operations are kept for those who look for what happened, and for machines of undone ones that turn up late.
 KEPT = 2_000
 _COUNTED_US = 60_000_000  # the quota of forks per minute counts them
@@ -92,7 +104,7 @@ async def add(
         raise Busy("this request", "another controller has taken it up") from error
     if number % _TRIM_EVERY == 0:
         old = (table.c.id <= number - KEPT) & (table.c.started_us < now - _COUNTED_US)
-        await connection.execute(delete(table).where(old, table.c.status.not_in(_OPEN)))
+        await connection.execute(delete(table).where(old, table.c.status.not_in(OPEN)))
         await answers.trim(connection, now)
     return Intent(
         id=number,
@@ -127,7 +139,7 @@ def ending(intent: Intent, status: IntentStatus, error: str = "") -> Write:
 
 async def release(connection: AsyncConnection, intent: Intent, status: IntentStatus) -> None:
     """Nobody is at it any more: up to the controller that reconciles."""
-    still = (table.c.id == intent.id) & table.c.status.in_(_OPEN)
+    still = (table.c.id == intent.id) & table.c.status.in_(OPEN)
     await connection.execute(update(table).where(still).values(owner=None, status=status.value))
 
 
@@ -142,10 +154,16 @@ async def names_since(connection: AsyncConnection, number: int) -> set[str]:
     return {name for row in rows for name in _intent(row).names}
 
 
-async def unfinished(connection: AsyncConnection) -> list[Intent]:
-    """Those that are open or being undone, oldest first."""
-    rows = await connection.execute(select(table).where(table.c.status.in_(_OPEN)).order_by(table.c.id))
+async def unfinished(connection: AsyncConnection, **only: Any) -> list[Intent]:
+    """Those that are open or being undone, oldest first. `only`: those in which a column is this, as in kind="fork"."""
+    wanted = [table.c[column] == value for column, value in only.items()]
+    rows = await connection.execute(select(table).where(table.c.status.in_(OPEN), *wanted).order_by(table.c.id))
     return [_intent(row) for row in rows]
+
+
+async def unfinished_about(connection: AsyncConnection, thing: str) -> list[Intent]:
+    """Those of them that are about this id, oldest first."""
+    return [_intent(row) for row in await _ABOUT.run(connection, thing=thing, among=f'%"{thing}"%')]
 
 
 async def undone_ids(connection: AsyncConnection) -> frozenset[str]:

@@ -12,6 +12,7 @@ from forkypig.controller.store.tables import machines as table
 from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, PoolId, Shape, SnapshotId
 
 _config = TypeAdapter(MachineConfig)
+_AT_ONCE = 500  # rows in one statement, which a server has a few seconds for
 _OTHERS = ("id", "pool")  # the columns that a row is not saved with
 
 # Made once: to put a statement together takes longer than to run it.
@@ -150,8 +151,8 @@ async def count(connection: AsyncConnection, tenant: str) -> int:
 
 async def add(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
     """New rows. Raises sqlalchemy.exc.IntegrityError where a name or an id is taken."""
-    if machines:
-        await connection.execute(insert(table), [_values(machine) for machine in machines])
+    for first in range(0, len(machines), _AT_ONCE):
+        await connection.execute(insert(table), [_values(machine) for machine in machines[first : first + _AT_ONCE]])
 
 
 async def save(connection: AsyncConnection, machines: Iterable[Machine]) -> None:
@@ -165,8 +166,8 @@ async def save(connection: AsyncConnection, machines: Iterable[Machine]) -> None
 
 async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
     """Replaces rows that are there, many at once; those that are not there stay away."""
-    if machines:
-        await connection.execute(_SAVE, [_new_values(machine) for machine in machines])
+    for first in range(0, len(machines), _AT_ONCE):
+        await connection.execute(_SAVE, [_new_values(machine) for machine in machines[first : first + _AT_ONCE]])
 
 
 def saving(machine: Machine) -> Write:

@@ -33,7 +33,7 @@ class _Words:
 
 
 class Prepared:
-    """A statement of SQLAlchemy's; its parameters are `bindparam`s."""
+    """A statement of SQLAlchemy's; its parameters are `bindparam`s, none of them a list."""
 
     def __init__(self, statement: Select[Any] | UpdateBase) -> None:
         self._statement = statement
@@ -43,7 +43,7 @@ class Prepared:
     def words(self, dialect: Dialect) -> _Words:
         """For one engine."""
         if (known := self._words.get(dialect.name)) is None:
-            made: Any = self._statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+            made: Any = self._statement.compile(dialect=dialect)
             known = self._words[dialect.name] = _Words(str(made), tuple(made.positiontup), dict(made.params))
         return known
 
