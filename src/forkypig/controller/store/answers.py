@@ -7,6 +7,7 @@ from sqlalchemy import BigInteger, bindparam, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller import retried
+from forkypig.controller.retried import Asked
 from forkypig.controller.store.prepared import Prepared, Write
 from forkypig.controller.store.tables import answers as table
 from forkypig.core.intents import IntentKind
@@ -48,7 +49,12 @@ async def along(connection: AsyncConnection, kind: IntentKind | None, answer: Ca
     if asked is None or asked.is_kept or asked.kind is not kind:
         return []
     asked.is_kept = True
-    kept = Answer(asked.content_sha256, answer())
+    return await of(connection, asked, answer())
+
+
+async def of(connection: AsyncConnection, asked: Asked, answer: bytes) -> list[Write]:
+    """What is to be written when a request has been answered so."""
+    kept = Answer(asked.content_sha256, answer)
     if asked.is_new:
         return [_keeping(asked.request, kept, now_us())]
     await keep(connection, asked.request, kept, now_us())  # there may be one that is too old to count

@@ -12,7 +12,7 @@ from forkypig.controller import retried
 from forkypig.controller.principal import principal
 from forkypig.controller.store import answers
 from forkypig.controller.store.engine import owner_of
-from forkypig.controller.store.prepared import Prepared, Write
+from forkypig.controller.store.prepared import Prepared, Write, run_all
 from forkypig.controller.store.tables import operations as table
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.daemon.server import now_us
@@ -71,10 +71,12 @@ async def add(
     snapshot: SnapshotId | None = None,
     source: MachineId | None = None,
     tenant: str | None = None,
+    along: Sequence[Write] = (),
     **arguments: str | float | bool,
 ) -> Intent:
     """Writes down what is going to be done, by the controller whose transaction it is, and which request of a caller it
-    is, where that can come again. `tenant` None: that of whoever asks."""
+    is, where that can come again. `tenant` None: that of whoever asks. `along`: what else is
+    written, in the same message to the database."""
     owner, whose = owner_of(connection), principal().tenant if tenant is None else tenant
     now = now_us()
     asked = retried.take(kind)
@@ -99,7 +101,7 @@ async def add(
             .values(request=None)
         )
     try:
-        [(number,)] = await _ADD.run(connection, **values)
+        [(number,)] = await run_all(connection, [*along, Write(_ADD, values)])
     except IntegrityError as error:
         raise Busy("this request", "another controller has taken it up") from error
     if number % _TRIM_EVERY == 0:
