@@ -38,9 +38,9 @@ _COMMAND_S = 5.0
 _COMMIT_S = 20.0  # its disk may be slow
 # Those that wait to be connected when another has been given up need not find out for themselves.
 _SILENT_S = 1.0
-# What waits for the turn of several others; after _COMMAND_S of it the server is asked whether it is still there.
+# Who waits for the turn of several others asks, before others would give up, whether the server is still there.
 _TURN_S = 10
-_PROBE_S = 1.0
+_PROBE_S = 2.0
 # A controller whose event loop stands still for so long holds up the others no longer.
 _IDLE_S = 4
 _MIGRATE_S = 120

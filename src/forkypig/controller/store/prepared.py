@@ -9,7 +9,7 @@ import re
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -64,7 +64,7 @@ class Write:
     """A statement that is going to be run."""
 
     statement: Prepared
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any]
 
     async def run(self, connection: AsyncConnection) -> list[Any]:
         """As `Prepared.run`."""
