@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from forkypig.daemon.addresses import loopback
 from forkypig.daemon.home import Home, HomePaths, default_home, home_from_environment
 from forkypig.errors import InvalidRequest
+from forkypig.model.listening import parse_host_port
 
 PREFIX = "FORKY_"
 
 
 def _address(text: str) -> str:
     if text:
-        loopback(text)
+        try:
+            parse_host_port("it", text)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
     return text
 
 
@@ -69,7 +72,8 @@ class Settings(HomePaths, BaseSettings):
     # PEM files, where the REST API is to show others than those of `forky auth init`
     rest_certificate: str = ""
     rest_key: str = ""
-    # HOST:PORT where the controller serves /metrics, on loopback, for tokens of the role metrics; "": nowhere
+    # HOST:PORT where the controller serves /metrics, for tokens of the role metrics; off loopback only with the
+    # certificates of `forky auth init`; "": nowhere
     metrics: Annotated[str, AfterValidator(_address)] = ""
 
     @property

@@ -11,11 +11,12 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from forkypig.certificates.tls import Tls
 from forkypig.daemon.server import tell_systemd
 from forkypig.daemon.settings import Settings
 from forkypig.rest.app import make_app
 from forkypig.rest.caller import CallerChannel
-from forkypig.rest.listening import Address, Tls, bound, check_tokens_count, tls
+from forkypig.rest.listening import Address, bound, check_tokens_count, tls
 from forkypig.rest.problems import OnlyProblems
 from forkypig.sdk.client import Forky
 
