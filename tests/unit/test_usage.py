@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from forkypig.hostd.usage import Meter, Target, parse_rollup
 from forkypig.model import MachineId
 

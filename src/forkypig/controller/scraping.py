@@ -83,7 +83,7 @@ class _Server(ThreadingWSGIServer):
     def server_bind(self) -> None:
         """As its parents do it, but for the name of the host, which they ask DNS for."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
     def get_request(self) -> tuple[Any, Any]:
