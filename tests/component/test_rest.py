@@ -95,7 +95,11 @@ async def test_errors_are_problems(api: Rest) -> None:
     api.host.fail("PauseMachine", errors.GuestUnresponsive("it sleeps"))
     is_problem(await api.http.post("/v1/machines/web/pause"), 503, "guest-unresponsive")
     is_problem(await api.http.get("/v1/nothing"), 404, "not-found")
-    assert (await api.http.put("/v1/machines")).status_code == 405
+    refused = await api.http.put("/v1/machines")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+    as_curl_does = await api.http.post("/v1/machines", content='{"name": "x"}', headers={"Content-Type": "text/plain"})
+    assert as_curl_does.status_code == 415
+    assert "send «Content-Type: application/json»" in as_curl_does.json()["detail"]
     await api.host.stop()
     assert is_problem(await api.http.post("/v1/machines", json={}), 503, "host-unreachable")
 

@@ -4,6 +4,7 @@ config.toml (`forky config`, docs/configuration.md).
 FORKY_HOME is one directory for state, sockets, logs and images, so that several instances run side by side.
 """
 
+import ipaddress
 import os
 import socket
 import tomllib
@@ -26,6 +27,15 @@ def _address(text: str) -> str:
             parse_host_port("it", text)
         except InvalidRequest as error:
             raise ValueError(str(error)) from error
+    return text
+
+
+def _networks(text: str) -> str:
+    for word in filter(None, text.split(",")):
+        try:
+            ipaddress.ip_network(word.strip())
+        except ValueError as error:
+            raise ValueError(f"«{word.strip()}» is no address or network: write 127.0.0.1, or 10.0.0.0/8") from error
     return text
 
 
@@ -72,6 +82,8 @@ class Settings(HomePaths, BaseSettings):
     # PEM files, where the REST API is to show others than those of `forky auth init`
     rest_certificate: str = ""
     rest_key: str = ""
+    # addresses and networks, a,b,…, of proxies before the REST API, whose X-Forwarded-For is believed
+    rest_proxies: Annotated[str, AfterValidator(_networks)] = ""
     # HOST:PORT where the controller serves /metrics, for tokens of the role metrics; off loopback only with the
     # certificates of `forky auth init`; "": nowhere
     metrics: Annotated[str, AfterValidator(_address)] = ""
