@@ -326,6 +326,13 @@ async def test_headers_become_metadata(api: Rest) -> None:
     assert carried == {("Bearer fp_a", True, "t"), ("Bearer fp_a", False, "t"), (None, False, None)}
 
 
+def test_generated_clients_have_a_class_for_each_schema() -> None:
+    """They name it by its title, and leave out both of two that are called the same, with all that has them."""
+    schemas = json.loads(openapi_text())["components"]["schemas"]
+    titles = [schema.get("title", name) for name, schema in schemas.items()]
+    assert [title for title in titles if titles.count(title) > 1] == []
+
+
 def test_the_document_is_current() -> None:
     kept = Path(__file__).parents[2] / "docs/openapi.json"
     assert kept.read_text() == openapi_text(), "docs/openapi.json is out of date: run `make openapi`"
