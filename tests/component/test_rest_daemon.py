@@ -196,6 +196,19 @@ async def test_what_the_process_says(settings: Settings) -> None:
     assert said.decode().startswith("the REST API can't start: the REST API does not listen on 0.0.0.0:80 without TLS")
 
 
+@pytest.mark.parametrize("daemon", ["hostd", "pager", "rest"])
+async def test_a_daemon_does_without_what_is_for_consoles(daemon: str, tmp_path: Path) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "importtime", "-m", f"forkypig.{daemon}"),
+        env={**os.environ, "FORKY_HOME": str(tmp_path), "FORKY_MTU": "1"},  # with which it ends once all is imported
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await asyncio.wait_for(child.communicate(), 60)
+    assert b"can't start: FORKY_MTU" in said
+    assert b" structlog" in said
+    assert b" rich." not in said
+
+
 async def test_up_and_down(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         local,

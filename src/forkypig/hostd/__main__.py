@@ -1,5 +1,8 @@
 """`python -m forkypig.hostd`: the per-host daemon."""
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import asyncio
 import sys
 

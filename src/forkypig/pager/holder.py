@@ -4,6 +4,9 @@ until SIGTERM, for a keeper.
 When the keeper dies this serves on and starts the next one, unless somebody else does: --kept.
 """
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import asyncio
 import contextlib
 import json
