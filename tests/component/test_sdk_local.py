@@ -110,6 +110,17 @@ async def test_down_after_everything_died_starts_what_can_end_the_machines(home:
     assert len(starts(home)) == 5
 
 
+async def test_down_needs_no_daemon_when_none_but_the_pager_was_tried(home: Home, manners: Manners) -> None:
+    """A pager that can't start (another key) has started no machine, so nothing hangs on it."""
+    await local.up(home)
+    (home.machines / "m-0123456789ab").mkdir(parents=True)
+    assert await shutdown.down(home)
+    manners["pager"] = "broken"
+    with pytest.raises(errors.HostUnreachable):
+        await local.up(home)
+    assert not await shutdown.down(home)
+
+
 async def test_a_daemon_that_does_not_want_to_end_is_killed(
     home: Home, manners: Manners, caplog: pytest.LogCaptureFixture
 ) -> None:
