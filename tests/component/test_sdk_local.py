@@ -70,6 +70,18 @@ async def test_only_what_died_is_started_again(home: Home) -> None:
     assert starts(home) == ["pager", "hostd", "controller", "hostd"]
 
 
+async def test_one_that_was_dying_when_it_was_looked_at_is_started_again(home: Home) -> None:
+    await local.up(home)
+    pid = pids.running_pid(home.pid_file("hostd"))
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # it holds its pid file and answers nobody, like one that is being killed
+    starting = asyncio.create_task(local.up(home))
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.wait_for(starting, 20)
+    assert starts(home) == ["pager", "hostd", "controller", "hostd"]
+
+
 async def test_one_that_does_not_start_is_told_with_its_last_words(home: Home, manners: Manners) -> None:
     manners["hostd"] = "broken"
     with pytest.raises(errors.HostUnreachable, match=r"the hostd did not start \(exit code 1\).*\n  hostd is broken"):

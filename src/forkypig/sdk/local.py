@@ -216,10 +216,14 @@ def _spawn(at: HomePaths, daemon: str, log_file: Path, **variables: str) -> subp
 
 
 async def _serving(at: HomePaths, daemon: str, child: subprocess.Popen[bytes] | None, began: int) -> None:
-    """Waits until the daemon says that it serves. `began`: where in its log this start begins."""
+    """Waits until the daemon says that it serves. `child` None: it ran already. `began`: where in its log this start
+    begins."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_S
     while not (_has_socket(at, daemon) and await is_healthy(at.socket(daemon), timeout_s=2.0)):
+        if child is None and running_pid(at.pid_file(daemon)) is None:
+            # It was killed when we looked, and had not ended yet: one with much memory takes a while.
+            child = _spawn(at, daemon, at.logs / f"{daemon}.log")
         # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
         if child is not None and child.poll() is not None and running_pid(at.pid_file(daemon)) is None:
             raise errors.HostUnreachable(
