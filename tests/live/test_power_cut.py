@@ -121,6 +121,21 @@ def test_what_was_reported_is_there_after_a_power_cut(device: tuple[Instance, De
     assert "all is well" in forky.ok("fsck", "--deep")
 
 
+def test_what_a_guest_synced_outlasts_a_power_cut_right_after_its_fork(device: tuple[Instance, Device]) -> None:
+    """It boots from its disk then, since nothing of it was kept."""
+    forky, disk = device
+    forky.ok("run", "--name", "base", "--memory", "256M", "--restart", "always")
+    forky.sh("base", "echo before > /root/mark; sync")
+    forky.ok("fork", "base", "--name", "branch", "--restart", "always")
+    forky.sh("base", "echo after >> /root/mark; sync")
+    disk.cut_the_power()
+    forky.ok("up")
+    _comes_back(forky, "base")
+    _comes_back(forky, "branch-1")
+    assert forky.sh("base", "cat /root/mark") == "before\nafter"
+    assert forky.sh("branch-1", "cat /root/mark") == "before"
+
+
 def test_packs_are_written_anew_below_running_machines(device: tuple[Instance, Device]) -> None:
     """Two machines have pages in common, stored once, in the pack of one that goes with all else that it holds."""
     forky, _ = device

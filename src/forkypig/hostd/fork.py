@@ -116,6 +116,7 @@ async def split_machine(
     faults.reach("record")
     host.save_snapshot(record)
     live.save()
+    await host.settle(live)  # or what the guest syncs from now on would be on an overlay that nobody knows
     return record, record.snapshot.pause_ms
 
 
