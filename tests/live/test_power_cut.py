@@ -68,7 +68,7 @@ class Device:
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[tuple[Instance, Device]]:
-    forky = new_instance(FORKY_PACK_AFTER_S="0.2", FORKY_SHELLS="0")
+    forky = new_instance(FORKY_SHELLS="0")
     images = (forky.home / "images").readlink()
     directory = Path(f"{forky.home}-disk")
     directory.mkdir()
