@@ -155,9 +155,14 @@ def test_addresses_that_are_none(address: str) -> None:
 
 
 _AS_USER = """
-import asyncio, sys
-from pathlib import Path
+import asyncio, os, sys
+import grpc.aio
 from forkypig.sdk.client import Forky
+
+# Not before the imports: the checkout may lie where only root can read.
+os.setgroups([])
+os.setresgid(*3 * [int(sys.argv[2])])
+os.setresuid(*3 * [int(sys.argv[2])])
 
 async def main():
     async with Forky("/nonexistent", controller="unix:" + sys.argv[1], token="", tenant="") as forky:
@@ -178,10 +183,8 @@ async def test_another_user_of_this_computer_is_known_by_the_kernel() -> None:
             await made.tenant("acme")
 
             async def as_user(uid: int, path: Path) -> tuple[str, str]:
-                # Not subprocess's own `user`, which forks: gRPC's threads don't survive that.
                 child = await asyncio.create_subprocess_exec(
-                    *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
-                    *(sys.executable, "-c", _AS_USER, str(path)),
+                    *(sys.executable, "-c", _AS_USER, str(path), str(uid)),
                     cwd="/",
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

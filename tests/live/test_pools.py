@@ -14,8 +14,7 @@ import pytest
 
 from forkypig import errors
 from forkypig.hostd.faults import ACQUIRE_STEPS
-from forkypig.sync import Forky
-from forkypig.sync_pools import AcquiredMachine
+from forkypig.sync import AcquiredMachine, Forky
 from tests.live.conftest import FORKY, Instance, mostly_long
 from tests.live.test_faults import faulty
 

@@ -1,11 +1,16 @@
 """What people type: sizes, copies' ends, and commands after «--»."""
 
+from collections import Counter
+
 import pytest
 import typer
+from typer.main import get_command
 
 from forkypig.cli import sizes
 from forkypig.cli.arguments import assignments, split_command
 from forkypig.cli.copying import place
+from forkypig.cli.main import app
+from forkypig.cli.topics import TOPICS
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,8 @@ def test_assignments() -> None:
     for wrong in ("A", "=1", ""):
         with pytest.raises(typer.BadParameter):
             assignments([wrong])
+
+
+def test_every_command_stands_once_in_the_help() -> None:
+    topics = Counter(name for names in TOPICS.values() for name in names)
+    assert topics == Counter(dict.fromkeys(get_command(app).commands, 1))  # type: ignore[attr-defined]

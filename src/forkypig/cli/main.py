@@ -31,8 +31,10 @@ from forkypig.cli import (
     tenants,
 )
 from forkypig.cli.arguments import split_command
+from forkypig.cli.topics import ByTopic
 
 app = typer.Typer(
+    cls=ByTopic,
     help="Forky Pig forks running virtual machines the way a kernel forks processes.",
     epilog="FORKY_HOME chooses the directory that everything lives under. Commands start the daemons if none run.",
     no_args_is_help=True,

@@ -1,7 +1,6 @@
 """Structured logging: an event name with fields, a line each, to stderr (which `forky up` points at a file)."""
 
 import contextlib
-import io
 import logging
 import sys
 from typing import TextIO, cast
@@ -9,8 +8,10 @@ from typing import TextIO, cast
 import structlog
 
 
-class _Stderr(io.TextIOBase):
-    """stderr, whose disk may be full: a daemon must not end because a line can't be logged."""
+class _Stderr:
+    """stderr, whose disk may be full: a daemon must not end because a line can't be logged.
+
+    Not an io.TextIOBase, which is flushed once more when the interpreter has taken everything else away."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):

@@ -1,302 +1,29 @@
-"""The same client for programs without an event loop: the verbs of forkypig.sdk, blocking.
+"""The blocking client. More than 300 lines, but a list: a short method for each verb, for editors and mypy."""
 
-    from forkypig.sync import Forky
-
-    with Forky() as forky:
-        web = forky.run(name="web")
-        children = web.fork(3).children
-
-Every verb takes the arguments, and raises the errors, of its namesake in forkypig.sdk, which documents them. The
-asynchronous client works on a loop in a thread of this object's own; verbs may be called from any thread.
-
-More than 500 lines, but a list: a short method for each verb, typed, so that editors and mypy know them.
-"""
-
-import asyncio
-import contextlib
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, Self
 
 from forkypig import model
 from forkypig.model.access import EVERY_TENANT, AuditEntry, Principal, Role
 from forkypig.model.ksm import KsmStatus
 from forkypig.model.tenants import Quota
-from forkypig.sdk import client, machine, process
+from forkypig.sdk import client
 from forkypig.sdk.access import Token
 from forkypig.sdk.bisect import Bisected, OnTrial
 from forkypig.sdk.client import OnProgress
 from forkypig.sdk.diff import Diff
 from forkypig.sdk.machine import UNCHANGED
 from forkypig.sdk.observe import Usage
-from forkypig.sdk.process import ExecResult, Output
 from forkypig.sdk.status import Check, Status
 from forkypig.sdk.store import CheckedStore, Collected, Exported, RemoteSnapshot, Transferred
 from forkypig.sdk.tenants import TenantInfo
-from forkypig.sdk.transfer import Copied, OnBytes
+from forkypig.sync.loop import Loop
+from forkypig.sync.machine import Fork, Machine, fork_of
+from forkypig.sync.pools import Pool
 
-if TYPE_CHECKING:
-    from forkypig.sync_pools import Pool
-
-_T = TypeVar("_T")
 _NO_CHANGE = Quota()
-
-__all__ = ["Check", "Copied", "ExecResult", "Fork", "Forky", "Machine", "Output", "Process", "Status"]
-
-
-class _Loop:
-    """An event loop in a thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="forkypig", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs `work` to its end. When we are interrupted (Ctrl-C), ends it before going on."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            if not future.done():
-                future.cancel()
-                with contextlib.suppress(CancelledError):
-                    future.exception(timeout=5.0)  # the verbs give way at once when they are cancelled
-            raise
-
-    def iterate(self, items: AsyncIterator[_T]) -> Iterator[_T]:
-        """The items of an asynchronous iterator."""
-        done = object()
-
-        async def following() -> _T | object:
-            return await anext(items, done)
-
-        try:
-            while (item := self.run(following())) is not done:
-                yield item  # type: ignore[misc]
-        finally:
-            if (close := getattr(items, "aclose", None)) is not None:
-                self.run(close())
-
-    def close(self) -> None:
-        """Ends the thread."""
-        if self._loop.is_closed():
-            return
-        self.run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-class Process:
-    """A running command; see forkypig.sdk.Process. Use as a context manager, and iterate over its output."""
-
-    def __init__(self, loop: _Loop, inner: process.Process) -> None:
-        self._loop, self._inner = loop, inner
-
-    def __enter__(self) -> Self:
-        self._loop.run(self._inner.__aenter__())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.run(self._inner.__aexit__(kind, error, trace))
-
-    def __iter__(self) -> Iterator[Output]:
-        return self._loop.iterate(self._inner.__aiter__())
-
-    @property
-    def exit_code(self) -> int:
-        return self._inner.exit_code
-
-    @property
-    def timed_out(self) -> bool:
-        return self._inner.timed_out
-
-    @property
-    def failure(self) -> str:
-        return self._inner.failure
-
-    def wait(self) -> int:
-        return self._loop.run(self._inner.wait())
-
-    def write(self, data: bytes) -> None:
-        self._loop.run(self._inner.write(data))
-
-    def close_stdin(self) -> None:
-        self._loop.run(self._inner.close_stdin())
-
-    def resize(self, rows: int, columns: int) -> None:
-        self._loop.run(self._inner.resize(rows, columns))
-
-    def signal(self, number: int) -> None:
-        self._loop.run(self._inner.signal(number))
-
-    def terminate(self) -> None:
-        self._loop.run(self._inner.terminate())
-
-
-class Machine:
-    """The handle of one machine; see forkypig.sdk.Machine."""
-
-    def __init__(self, loop: _Loop, inner: machine.Machine) -> None:
-        self._loop, self._inner = loop, inner
-
-    @property
-    def id(self) -> model.MachineId:
-        return self._inner.id
-
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def info(self) -> model.Machine:
-        return self._inner.info
-
-    @property
-    def state(self) -> model.MachineState:
-        return self._inner.state
-
-    @property
-    def ready_ms(self) -> float | None:
-        return self._inner.ready_ms
-
-    def __repr__(self) -> str:
-        return repr(self._inner)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Machine) and other.id == self.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def refresh(self) -> model.Machine:
-        return self._loop.run(self._inner.refresh())
-
-    def fork(
-        self,
-        count: int = 1,
-        *,
-        name: str = "",
-        paused: bool = False,
-        quiesce: bool = False,
-        forget: Sequence[str] = (),
-        config: model.ConfigChange = UNCHANGED,
-    ) -> "Fork":
-        making = self._inner.fork(count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config)
-        return _fork(self._loop, self._loop.run(making))
-
-    def snapshot(self, tag: str = "", *, message: str = "", quiesce: bool = False) -> model.Snapshot:
-        return self._loop.run(self._inner.snapshot(tag, message=message, quiesce=quiesce))
-
-    def pause(self) -> None:
-        self._loop.run(self._inner.pause())
-
-    def resume(self) -> None:
-        self._loop.run(self._inner.resume())
-
-    def stop(self, *, force: bool = False) -> None:
-        self._loop.run(self._inner.stop(force=force))
-
-    def start(self) -> None:
-        self._loop.run(self._inner.start())
-
-    def restore(self, snapshot: str, *, keep_tag: str = "") -> None:
-        self._loop.run(self._inner.restore(snapshot, keep_tag=keep_tag))
-
-    def hibernate(self, *, on_progress: OnProgress | None = None) -> None:
-        self._loop.run(self._inner.hibernate(on_progress=on_progress))
-
-    def wake(self) -> None:
-        self._loop.run(self._inner.wake())
-
-    def update(self, change: model.ConfigChange) -> None:
-        self._loop.run(self._inner.update(change))
-
-    def remove(self) -> None:
-        self._loop.run(self._inner.remove())
-
-    def console(self, *, follow: bool = False) -> Iterator[bytes]:
-        return self._loop.iterate(self._inner.console(follow=follow))
-
-    def process(
-        self,
-        argv: Sequence[str],
-        *,
-        environment: Mapping[str, str] | None = None,
-        directory: str = "",
-        user: str = "",
-        timeout_s: float = 0.0,
-        terminal: tuple[int, int] | None = None,
-        stdin: bool = False,
-    ) -> Process:
-        inner = self._inner.process(
-            argv,
-            environment=environment,
-            directory=directory,
-            user=user,
-            timeout_s=timeout_s,
-            terminal=terminal,
-            stdin=stdin,
-        )
-        return Process(self._loop, inner)
-
-    def exec(
-        self,
-        argv: Sequence[str],
-        *,
-        environment: Mapping[str, str] | None = None,
-        directory: str = "",
-        user: str = "",
-        timeout_s: float = 0.0,
-        stdin: bytes | None = None,
-    ) -> ExecResult:
-        return self._loop.run(
-            self._inner.exec(
-                argv, environment=environment, directory=directory, user=user, timeout_s=timeout_s, stdin=stdin
-            )
-        )
-
-    def upload(self, source: str | Path, path: str, *, on_bytes: OnBytes | None = None) -> Copied:
-        return self._loop.run(self._inner.upload(source, path, on_bytes=on_bytes))
-
-    def download(self, path: str, target: str | Path, *, on_bytes: OnBytes | None = None) -> Copied:
-        return self._loop.run(self._inner.download(path, target, on_bytes=on_bytes))
-
-    def read_file(self, path: str) -> bytes:
-        return self._loop.run(self._inner.read_file(path))
-
-    def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        self._loop.run(self._inner.write_file(path, data, mode=mode))
-
-    def download_into(self, path: str, file: IO[bytes], *, on_bytes: OnBytes | None = None) -> int:
-        return self._loop.run(self._inner.download_into(path, file, on_bytes=on_bytes))
-
-    def upload_from(
-        self, file: IO[bytes], size: int, path: str, *, mode: int = 0o644, on_bytes: OnBytes | None = None
-    ) -> None:
-        self._loop.run(self._inner.upload_from(file, size, path, mode=mode, on_bytes=on_bytes))
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """What a fork made; see forkypig.sdk.Fork."""
-
-    snapshot: model.Snapshot
-    parent: model.MachineId | None
-    pause_ms: float
-    children: tuple[Machine, ...]
-
-
-def _fork(loop: _Loop, made: machine.Fork) -> Fork:
-    children = tuple(Machine(loop, child) for child in made.children)
-    return Fork(made.snapshot, made.parent, made.pause_ms, children)
 
 
 class Forky:
@@ -326,10 +53,10 @@ class Forky:
             key=key,
             tenant=tenant,
         )
-        self._loop: _Loop | None = None
+        self._loop: Loop | None = None
 
     def connect(self) -> Self:
-        loop = self._loop or _Loop()
+        loop = self._loop or Loop()
         try:
             loop.run(self._inner.connect())
         except BaseException:
@@ -354,7 +81,7 @@ class Forky:
         self.close()
 
     @property
-    def _open(self) -> _Loop:
+    def _open(self) -> Loop:
         # Asking for the channel raises what it has to when there is none.
         if self._loop is None:
             _ = self._inner.channel
@@ -403,7 +130,7 @@ class Forky:
         making = self._inner.fork(
             source, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config
         )
-        return _fork(loop, loop.run(making))
+        return fork_of(loop, loop.run(making))
 
     def get(self, machine: str) -> Machine:
         loop = self._open
@@ -448,9 +175,7 @@ class Forky:
             self._inner.bisect(source, argv, good=good, bad=bad, timeout_s=timeout_s, on_trial=on_trial)
         )
 
-    def pool(self, name: str) -> "Pool":
-        from forkypig.sync_pools import Pool  # which needs this module
-
+    def pool(self, name: str) -> Pool:
         return Pool(self._open, self._inner.pool(name))
 
     def create_pool(

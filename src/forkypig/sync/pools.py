@@ -1,4 +1,4 @@
-"""The blocking face of pools: what forkypig.sdk.pools has, without `await`. From forkypig.sync, as all of this face."""
+"""The blocking face of pools: what forkypig.sdk.pools has, without `await`."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -6,7 +6,8 @@ from typing import Self
 
 from forkypig import errors, model
 from forkypig.sdk import pools
-from forkypig.sync import Machine, _Loop
+from forkypig.sync.loop import Loop
+from forkypig.sync.machine import Machine
 
 _NO_LABELS: Mapping[str, str] = {}
 
@@ -14,7 +15,7 @@ _NO_LABELS: Mapping[str, str] = {}
 class AcquiredMachine(Machine):
     """A machine of a pool; see forkypig.sdk.pools.AcquiredMachine. As a context manager it is released at the end."""
 
-    def __init__(self, loop: _Loop, inner: pools.AcquiredMachine, *, recycle: bool = False) -> None:
+    def __init__(self, loop: Loop, inner: pools.AcquiredMachine, *, recycle: bool = False) -> None:
         super().__init__(loop, inner)
         self._acquired, self._recycle = inner, recycle
 
@@ -51,7 +52,7 @@ class AcquiredMachine(Machine):
 class Pool:
     """The handle of one pool; see forkypig.sdk.pools.Pool."""
 
-    def __init__(self, loop: _Loop, inner: pools.Pool) -> None:
+    def __init__(self, loop: Loop, inner: pools.Pool) -> None:
         self._loop, self._inner = loop, inner
 
     @property
