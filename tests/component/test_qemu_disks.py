@@ -1,13 +1,15 @@
 """Overlays are real qcow2 files over what they were told to stand on; checked with QEMU's own tool."""
 
 import json
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from forkypig.errors import InvalidRequest
-from forkypig.qemu.disks import Overlays
+from forkypig.qemu.disks import Overlays, write_back
 
 
 def _info(path: Path) -> dict[str, object]:
@@ -41,3 +43,24 @@ async def test_a_name_that_the_format_can_not_hold(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="shorter FORKY_HOME"):
         await overlays.create(tmp_path / "o.qcow2", backing=Path("/" + "x" * 1100), backing_format="raw", size_mib=1)
     assert not (tmp_path / "o.qcow2").exists()
+
+
+@pytest.mark.parametrize(
+    ("syncs_s", "made", "calm"),
+    [
+        pytest.param([0.0], 1, True, id="calm"),
+        pytest.param([0.02, 0.02, 0.0, 0.0], 3, True, id="a burst of somebody else's"),
+        pytest.param([0.02] * 20, 8, False, id="a slow disk"),
+        pytest.param([1.1] * 20, 1, False, id="a disk that hangs"),
+    ],
+)
+def test_writing_back_waits_for_a_calm_moment_and_not_for_ever(
+    syncs_s: list[float], made: int, calm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(syncs_s)
+    monkeypatch.setattr(os, "fdatasync", lambda _: time.sleep(next(left)))
+    file = tmp_path / "disk"
+    file.touch()
+    took_s = write_back(file)
+    assert len(list(left)) == len(syncs_s) - made
+    assert (took_s < 0.005) == calm

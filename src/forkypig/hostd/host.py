@@ -179,7 +179,8 @@ class Host:
         below: list[SnapshotId] = []
         with contextlib.suppress(NotPossibleNow):  # a layer that is gone needs no record
             below.extend(record.snapshot.id for record in self.chains.unpacked(live.record.machine.snapshot))
-        await asyncio.to_thread(self.snapshot_ledger.sync, *below)
+        if below:
+            await asyncio.to_thread(self.snapshot_ledger.sync, *below)
         await asyncio.to_thread(self.machine_ledger.sync, live.id)
 
     async def started(self, live: LiveMachine) -> None:

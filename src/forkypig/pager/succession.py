@@ -59,7 +59,7 @@ def find(path: Path) -> Found | None:
             undo.callback(os.close, fuse)
             inbox = _copied(pidfd, int(said["inbox"]))
             undo.callback(os.close, inbox)
-            key = _copied(pidfd, int(said["key"])) if said["key"] >= 0 else -1
+            key = _copied(pidfd, said["key"]) if said.get("key", -1) >= 0 else -1  # older holders do not tell
             found = Found(pid, pidfd, fuse, inbox, key)
         except PermissionError as error:
             log.error("a holder without a keeper can't be taken over: it is ended", pid=pid, error=str(error))
