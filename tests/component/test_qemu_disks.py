@@ -3,13 +3,14 @@
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from forkypig.errors import InvalidRequest
-from forkypig.qemu.disks import Overlays, write_back
+from forkypig.qemu import disks
+from forkypig.qemu.disks import Overlays
 
 
 def _info(path: Path) -> dict[str, object]:
@@ -57,10 +58,16 @@ async def test_a_name_that_the_format_can_not_hold(tmp_path: Path) -> None:
 def test_writing_back_waits_for_a_calm_moment_and_not_for_ever(
     syncs_s: list[float], made: int, calm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = iter(syncs_s)
-    monkeypatch.setattr(os, "fdatasync", lambda _: time.sleep(next(left)))
+    left, now_s = iter(syncs_s), 0.0
+
+    def sync(_: int) -> None:
+        nonlocal now_s
+        now_s += next(left)
+
+    monkeypatch.setattr(disks, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(os, "fdatasync", sync)
     file = tmp_path / "disk"
     file.touch()
-    took_s = write_back(file)
+    took_s = disks.write_back(file)
     assert len(list(left)) == len(syncs_s) - made
     assert (took_s < 0.005) == calm
