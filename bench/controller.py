@@ -5,12 +5,14 @@ The host is that of the component tests, which answers at once, so that what is 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 
+from bench.processes import cpu_ms
 from bench.session import Session
 from forkypig.controller.store import Store, machines
 from forkypig.daemon.settings import Settings
@@ -18,14 +20,17 @@ from forkypig.model import ImageId, Machine, MachineId, MachineState, Shape
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import host_pb2, host_pb2_grpc
+from forkypig.wire.keys import KEY, NEW
 from tests.component.controller_rig import Client, daemon, eventually, home, running_host
 from tests.component.fake_host import IMAGE, RUNNING, FakeHost
 from tests.component.postgres_rig import postgres
 
 SECTION = "controller"
+CALLS = ("get", "pause", "pause with an idempotency key")
 _MACHINES = 10_000
 _PAGE = 100
 _AT_ONCE = 1000
+_IDLE_MS = 100.0  # of CPU time in a second
 _SETTLE_S = 120.0  # ten thousand machines are compared and written
 
 
@@ -40,10 +45,14 @@ async def _measure(session: Session, engine: str, database_url: str) -> None:
         settings = stack.enter_context(home(database_url))
         host = await stack.enter_async_context(running_host(settings))
         await _fill(settings, host)
-        _, client = await stack.enter_async_context(daemon(settings))
-        await eventually(lambda: _is_packed(client), _SETTLE_S)
         direct = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{settings.socket('hostd')}"))
-        await _adds(session, engine, client, host_pb2_grpc.HostStub(direct))
+        # Before there is a controller: one would see what changes without it, and compare everything.
+        floor = await _floor(session, host_pb2_grpc.HostStub(direct))
+        ran, client = await stack.enter_async_context(daemon(settings))
+        await eventually(lambda: _is_packed(client), _SETTLE_S)
+        assert ran.process is not None
+        await _is_idle(ran.process.pid)
+        await _adds(session, engine, client, floor)
         await _lists(session, engine, client)
         await _at_once(session, engine, client)
 
@@ -81,27 +90,58 @@ async def _is_packed(client: Client) -> bool:
     return bool(answer.machines[0].qemu_pid)
 
 
-async def _adds(session: Session, engine: str, client: Client, host: Any) -> None:
-    repeat = session.times(300, 50)
-    name, machine = "web-77", f"m-{77:012x}"
-    asked = pb.MachineRequest(machine=name)
+async def _is_idle(pid: int) -> None:
+    """Waits until it has done what there was to do after it began: it uses no more than a tenth of a core."""
+    async with asyncio.timeout(_SETTLE_S):
+        before = cpu_ms(pid)
+        while True:
+            await asyncio.sleep(1.0)
+            now = cpu_ms(pid)
+            if now - before < _IDLE_MS:
+                return
+            before = now
+
+
+async def _floor(session: Session, host: Any) -> float:
+    """What a change takes without a controller, in ms: the median of pausing and resuming."""
+    machine = host_pb2.HostMachineRequest(machine=f"m-{77:012x}")
+    repeat = session.times(300, 50) // 2
+    taken = await _in_turns(repeat, lambda: host.PauseMachine(machine), lambda: host.ResumeMachine(machine))
+    return sorted(taken)[len(taken) // 2]
+
+
+async def _adds(session: Session, engine: str, client: Client, floor_ms: float) -> None:
+    repeat, asked = session.times(300, 50), pb.MachineRequest(machine="web-77")
     get = await _timed(repeat, lambda: client.stub.GetMachine(asked))
     session.tell(session.results.add(SECTION, "adds", "ms", get, engine=engine, call="get"))
-    direct = await _timed(repeat, lambda: host.PauseMachine(host_pb2.HostMachineRequest(machine=machine)))
-    floor = sorted(direct)[len(direct) // 2]
+    for call, metadata in zip(CALLS[1:], (_no_key, _new_key), strict=True):
+        through = await _in_turns(
+            repeat // 2,
+            lambda metadata=metadata: client.stub.PauseMachine(asked, metadata=metadata()),
+            lambda metadata=metadata: client.stub.ResumeMachine(asked, metadata=metadata()),
+        )
+        adds = [took - floor_ms for took in through]
+        session.tell(session.results.add(SECTION, "adds", "ms", adds, engine=engine, call=call))
 
-    async def pause_and_resume() -> list[float]:
-        taken = []
-        for _ in range(repeat // 2):
-            taken += await _timed(1, lambda: client.stub.PauseMachine(asked))
-            taken += await _timed(1, lambda: client.stub.ResumeMachine(asked))
-        return taken
 
-    await host.ResumeMachine(host_pb2.HostMachineRequest(machine=machine))
-    await asyncio.sleep(1.0)  # until the controller has seen that it runs
-    through = await pause_and_resume()
-    adds = [took - floor for took in through]
-    session.tell(session.results.add(SECTION, "adds", "ms", adds, engine=engine, call="pause"))
+def _no_key() -> Sequence[tuple[str, str]]:
+    return ()
+
+
+def _new_key() -> Sequence[tuple[str, str]]:
+    """As the SDK says it in a call's first attempt."""
+    key = uuid.uuid4().hex
+    return ((KEY, key), (NEW, key))
+
+
+async def _in_turns(
+    repeat: int, pause: Callable[[], Awaitable[Any]], resume: Callable[[], Awaitable[Any]]
+) -> list[float]:
+    taken = []
+    for _ in range(repeat):
+        taken += await _timed(1, pause)
+        taken += await _timed(1, resume)
+    return taken
 
 
 async def _lists(session: Session, engine: str, client: Client) -> None:

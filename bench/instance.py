@@ -72,15 +72,17 @@ async def checked(machine: Machine, *argv: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def instance(*, pack: bool = False) -> AsyncIterator[Instance]:
+async def instance(*, pack: bool = False, database: str = "") -> AsyncIterator[Instance]:
     """Starts daemons in a fresh home with the checkout's images; at the end nothing of it is left.
 
-    `pack`: snapshots are packed in the background, which disturbs what else is measured."""
+    `pack`: snapshots are packed in the background, which disturbs what else is measured. `database`: PostgreSQL's URL
+    ("": SQLite)."""
     images = CHECKOUT / ".cache/images"
     images.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix="forky-bench-"))
     (home / "images").symlink_to(images)
     os.environ["FORKY_PACK_IN_BACKGROUND"] = str(pack)  # read by the daemons that we start
+    os.environ["FORKY_DATABASE"] = database
     forky = Forky(home)
     try:
         await forky.connect()

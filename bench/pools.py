@@ -4,12 +4,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
-from bench.instance import checked
+from bench.instance import checked, instance
 from bench.session import Session
 from forkypig import errors
 from forkypig.model import ConfigChange
 from forkypig.sdk.pools import AcquiredMachine, Pool
+from tests.component.postgres_rig import postgres
 
 SECTION = "pools"
 CROWD = "pools, a crowd"
@@ -20,12 +22,16 @@ _WAIT_S = 1800.0
 
 
 async def run(session: Session) -> None:
-    """Both, on pools of their own."""
-    await one_by_one(session, target=10, times=session.times(120, 15))
+    """Both, on pools of their own; one by one also with PostgreSQL."""
+    await one_by_one(session, "SQLite", target=10, times=session.times(120, 15))
+    with postgres(durable=True) as server:
+        async with instance(database=server.url("postgres")) as other:
+            there = replace(session, instance=other)
+            await one_by_one(there, "PostgreSQL", target=10, times=session.times(60, 15))
     await crowd(session, size=20 if not session.quick else 4, callers=200 if not session.quick else 12)
 
 
-async def one_by_one(session: Session, *, target: int, times: int) -> None:
+async def one_by_one(session: Session, engine: str, *, target: int, times: int) -> None:
     """Each is acquired while the refill for the last one runs, and used at once; also from an idle pool."""
     forky, results = session.forky, session.results
     await forky.create_pool("bench", IMAGE, target=target, max=3 * target)
@@ -47,15 +53,15 @@ async def one_by_one(session: Session, *, target: int, times: int) -> None:
                 await held.pop(0).release()
         for machine in held:
             await machine.release()
-        session.tell(results.add(SECTION, "acquire of a ready machine", "ms", samples, pool=load))
-        session.tell(results.add(SECTION, "acquire, and exec of true in it", "ms", execs, pool=load))
+        session.tell(results.add(SECTION, "acquire of a ready machine", "ms", samples, engine=engine, pool=load))
+        session.tell(results.add(SECTION, "acquire, and exec of true in it", "ms", execs, engine=engine, pool=load))
     runs = []
     for _ in range(session.times(15, 4)):
         await _ready(pool, target)
         made = await forky.run(config=ConfigChange(), name=f"named-{len(runs)}")
         runs.append(made.ready_ms or 0.0)
         await made.remove()
-    session.tell(results.add(SECTION, "run --name from a pool", "ms", runs))
+    session.tell(results.add(SECTION, "run --name from a pool", "ms", runs, engine=engine))
     await pool.remove()
     await session.instance.clear()
 

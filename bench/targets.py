@@ -78,7 +78,7 @@ def _pause(results: Results) -> Iterator[Target]:
 
 def _controller(results: Results) -> Iterator[Target]:
     for engine, limit in (("SQLite", 3), ("PostgreSQL", 5)):
-        for call in ("get", "pause"):
+        for call in controller.CALLS:
             samples = results.samples(controller.SECTION, "adds", engine=engine, call=call)
             yield _at_most(f"what the controller adds to «{call}», {engine}, p50", samples, 0.5, limit, "ms")
         listed = results.samples(controller.SECTION, "listing 100 of 10,000 machines", engine=engine)
@@ -211,9 +211,10 @@ def _ratio(name: str, samples: list[float], against: list[float], limit: float) 
 
 
 def _pools(results: Results) -> Iterator[Target]:
-    samples = results.samples(pools.SECTION, "acquire of a ready machine", pool="refilling")
-    yield _at_most("acquire of a ready machine while refills run, p50", samples, 0.5, 10, "ms")
-    yield _at_most("acquire of a ready machine while refills run, p99", samples, 0.99, 50, "ms")
+    for engine in ("SQLite", "PostgreSQL"):
+        samples = results.samples(pools.SECTION, "acquire of a ready machine", engine=engine, pool="refilling")
+        yield _at_most(f"acquire of a ready machine while refills run, {engine}, p50", samples, 0.5, 10, "ms")
+        yield _at_most(f"acquire of a ready machine while refills run, {engine}, p99", samples, 0.99, 50, "ms")
     late = results.samples(pools.CROWD, "callers past their deadline")
     overtaken = results.samples(pools.CROWD, "callers given a machine before one who came earlier")
     name, asked = "200 acquires at once on a pool of 20 end in order", "no error, in turn"

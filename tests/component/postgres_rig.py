@@ -80,9 +80,19 @@ class Postgres:
             self._process.wait(20)
             self._process = None
 
-    def signal(self, number: signal.Signals) -> None:
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """For as long as the block lasts the server answers nothing, and no connection breaks."""
         assert self._process is not None
-        self._process.send_signal(number)
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        stopped = [self._process.pid, *map(int, children)]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         argv = [program("psql"), "-h", str(self.directory), "-U", "forky", "-d", database, "-Atqc", statement]

@@ -30,7 +30,9 @@ def complete(tmp_path: Path, written: str) -> Complete:
     script = tmp_path / "completion.bash"
     script.write_text(written)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/names").write_text("machine web\nmachine web-1\nmachine db\nsnapshot works\nimage debian-12\n")
+    (tmp_path / "run/names").write_text(
+        "machine web\nmachine web-1\nmachine db\nsnapshot works\nimage debian-12\npool py\ntenant red\n"
+    )
 
     def ask(*words: str, home: Path = tmp_path) -> list[str]:
         line = " ".join(f"'{word}'" for word in ("forky", *words))
@@ -74,6 +76,13 @@ def complete(tmp_path: Path, written: str) -> Complete:
         (["cp", "we"], ["web:", "web-1:"]),
         (["export", "works", "comp"], ["completion.bash"]),
         (["config", "get", "pack_a"], ["pack_after_s"]),
+        (["acquire", ""], ["py"]),
+        (["share", "works", "--with", ""], ["red"]),
+        (["auth", "token", "create", "--role", "u"], ["user"]),
+        (["run", "--from", "="], ["works"]),  # how bash takes --from=
+        (["run", "--from", "=", "wo"], ["works"]),
+        (["run", "--from", "=", "works", "deb"], ["debian-12"]),
+        (["run", "--from=wo"], ["--from=works"]),  # and zsh
         (["nonsense", ""], []),
         (["fork", "x$(touch", ""], []),
     ],
@@ -110,7 +119,7 @@ async def client(settings: Settings) -> AsyncIterator[Client]:
 async def test_the_controller_keeps_the_names(client: Client, settings: Settings) -> None:
     async def names(*wanted: str) -> bool:
         there = settings.names_file.read_text().splitlines() if settings.names_file.exists() else []
-        return {line for line in there if not line.startswith("image")} == set(wanted)
+        return {line for line in there if not line.startswith(("image", "tenant"))} == set(wanted)
 
     await client.run("web")
     await eventually(lambda: names("machine web"))

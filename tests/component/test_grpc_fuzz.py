@@ -1,11 +1,16 @@
-"""Every method of the controller's services fuzzed: bytes that are no message, messages of odd values, and too much.
-Nothing fails on our side, and the controller is well afterwards. The same examples in every run."""
+"""Every method of the daemons' services fuzzed: bytes that are no message, messages of odd values, and too much.
+Nothing fails on our side, and the daemon is well afterwards. The same examples in every run."""
 
+import asyncio
+import contextlib
 import math
 import os
 import random
+import socket
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,14 +20,16 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
 from forkypig.controller.app import SERVICES
-from forkypig.v1 import controller_pb2, tenants_pb2
+from forkypig.v1 import common_pb2, controller_pb2, host_pb2_grpc, tenants_pb2
 from tests.component.controller_rig import Client, home, serving
+from tests.component.pager_rig import running_pager
 from tests.component.rest_rig import running_guests
 
 EXAMPLES = int(os.environ.get("FORKY_FUZZ_EXAMPLES", "4"))  # of each method
 _OURS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.DATA_LOSS)
 _NOT_OURS = (
     *("Method not found!", "Method not implemented!"),  # the fake host has no store
+    "this export is cut off: it ends before its end",
     "Internal error from Core",  # gRPC's client, of a stream that ended while it was writing
 )
 _THERE = ("web", "clean", "debian-12", "py", "default")  # half of the names are of what is there
@@ -35,9 +42,9 @@ _LARGE = (1 << 32, (1 << 53) + 1, (1 << 63) - 1)
 _FLOATS = (0.0, -0.0, 0.01, -1.0, 1e308, 5e-324, math.nan, math.inf, -math.inf)
 
 
-def _methods() -> Iterator[MethodDescriptor]:
+def _methods(services: Sequence[str] = SERVICES) -> Iterator[MethodDescriptor]:
     pool = descriptor_pool.Default()
-    for service in SERVICES:
+    for service in services:
         yield from pool.FindServiceByName(service).methods
 
 
@@ -77,11 +84,12 @@ def _fill(message: Message, dice: random.Random, depth: int = 0) -> Message:
     return message
 
 
-def _requests(method: MethodDescriptor, dice: random.Random) -> list[bytes]:
+def _requests(method: MethodDescriptor, dice: random.Random, examples: int = EXAMPLES) -> list[bytes]:
     made = message_factory.GetMessageClass(method.input_type)
+    examples = examples if method.input_type.fields else 1
     return [
         dice.randbytes(dice.choice((1, 7, 300))),
-        *(_fill(made(), dice).SerializeToString() for _ in range(EXAMPLES)),
+        *(_fill(made(), dice).SerializeToString() for _ in range(examples)),
     ]
 
 
@@ -132,3 +140,52 @@ async def _is_well(client: Client) -> None:
     await client.run("after", cold_boot=True)
     assert "after" in await client.machines()
     assert not any(machine.operation for machine in (await client.machines()).values())
+
+
+_OF_HOSTD = tuple(f"forkypig.v1.{name}" for name in ("Host", "Agent", "HostStore", "HostObservation"))
+_NOT_TRIED = {"Shutdown", "SetKsm", "BuildImage"}  # they end it, or change the computer
+
+
+async def test_whatever_is_sent_to_the_daemons_of_a_host() -> None:
+    """And a machine whose memory they serve has it afterwards."""
+    dice = random.Random(2026)
+    async with running_pager() as pager:
+        guest = pager.guest(None, 1 << 20)
+        guest.write(0, b"mine")
+        snapshot = await pager.split(guest, None, 1 << 20)
+        async with running_hostd(pager.home) as hostd:
+            for name, services in {"hostd": _OF_HOSTD, "pager": ("forkypig.v1.Pager",)}.items():
+                path = pager.home / "run" / f"{name}.sock"
+                with contextlib.ExitStack() as silent:
+                    for _ in range(200):
+                        connection = silent.enter_context(socket.socket(socket.AF_UNIX))
+                        connection.connect(str(path))
+                        connection.send(dice.choice((dice.randbytes(40), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")))
+                    seen: Counter[grpc.StatusCode] = Counter()
+                    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+                        for method in _methods(services):
+                            # Few of the store's: each starts a process.
+                            few = EXAMPLES // 4 if "Store" in method.containing_service.name else EXAMPLES // 2
+                            for raw in [] if method.name in _NOT_TRIED else _requests(method, dice, few):
+                                seen[await _answer(channel, method, [raw] * (2 if method.client_streaming else 1))] += 1
+                assert seen[grpc.StatusCode.INVALID_ARGUMENT] > len(seen)
+                assert seen[grpc.StatusCode.OK] > len(seen)
+            assert hostd.returncode is None
+        assert pager.guest(snapshot, 1 << 20).read(0, 4) == b"mine"
+
+
+@contextlib.asynccontextmanager
+async def running_hostd(home: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """hostd itself, without images and so without machines."""
+    given = {"FORKY_HOME": str(home), "FORKY_ACCELERATOR": "tcg", "FORKY_NETWORK": "none"}
+    with (home / "hostd.log").open("wb") as log:
+        hostd = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "forkypig.hostd"), env={**os.environ, **given}, stderr=log
+        )
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{home}/run/hostd.sock") as channel:
+            await host_pb2_grpc.HostStub(channel).GetHostStatus(common_pb2.Empty(), timeout=30, wait_for_ready=True)
+        yield hostd
+    finally:
+        hostd.terminate()
+        await hostd.wait()

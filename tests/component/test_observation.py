@@ -1,8 +1,11 @@
 """Events that are followed, usage and metrics: the controller's service against a fake host."""
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -16,6 +19,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from forkypig import errors
+from forkypig.certificates.authority import Authority
 from forkypig.controller import metrics
 from forkypig.controller.app import controller
 from forkypig.controller.following import follow
@@ -252,9 +256,9 @@ async def test_metrics_by_http_take_a_token(settings: Settings, host: FakeHost, 
         await asyncio.to_thread(_get, url, "")
 
 
-def _get(url: str, token: str) -> str:
+def _get(url: str, token: str, tls: ssl.SSLContext | None = None) -> str:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=20, context=tls) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -268,7 +272,24 @@ async def test_metrics_are_not_shown_to_the_network(settings: Settings) -> None:
     _, said = await asyncio.wait_for(child.communicate(), 60)
     assert child.returncode == 1
     assert said.decode().count("\n") == 1, said
-    assert "use 127.0.0.1:9464, or the REST API" in said.decode()
+    assert "`forky auth init`, or use 127.0.0.1:9464" in said.decode()
+
+
+async def test_metrics_by_tls(settings: Settings, host: FakeHost, unused_tcp_port: int) -> None:
+    """Also beside those who connect and say nothing; and who speaks no TLS gets nothing."""
+    authority = Authority(settings.auth)
+    authority.make(["::1"])
+    where = f"[::1]:{unused_tcp_port}"
+    async with controller(settings.model_copy(update={"metrics": where})) as app:
+        _, token = await app.access.tokens.create(OPERATOR, "", "", Role.METRICS, 0)
+        with contextlib.ExitStack() as silent:
+            for _ in range(20):
+                silent.enter_context(socket.create_connection(("::1", unused_tcp_port)))
+            tls = ssl.create_default_context(cafile=str(authority.certificate))
+            url = f"https://{where}/metrics"
+            assert "forky_build_info" in await asyncio.to_thread(_get, url, token, tls)
+            with pytest.raises(OSError, match=r"reset|closed"):
+                await asyncio.to_thread(_get, f"http://{where}/metrics", token)
 
 
 async def test_the_dashboard_asks_for_what_there_is(client: Client, forky: Forky) -> None:

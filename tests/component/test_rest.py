@@ -95,7 +95,11 @@ async def test_errors_are_problems(api: Rest) -> None:
     api.host.fail("PauseMachine", errors.GuestUnresponsive("it sleeps"))
     is_problem(await api.http.post("/v1/machines/web/pause"), 503, "guest-unresponsive")
     is_problem(await api.http.get("/v1/nothing"), 404, "not-found")
-    assert (await api.http.put("/v1/machines")).status_code == 405
+    refused = await api.http.put("/v1/machines")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+    as_curl_does = await api.http.post("/v1/machines", content='{"name": "x"}', headers={"Content-Type": "text/plain"})
+    assert as_curl_does.status_code == 415
+    assert "send «Content-Type: application/json»" in as_curl_does.json()["detail"]
     await api.host.stop()
     assert is_problem(await api.http.post("/v1/machines", json={}), 503, "host-unreachable")
 
@@ -320,6 +324,13 @@ async def test_headers_become_metadata(api: Rest) -> None:
     carried = {(each.get("authorization"), each["idempotency-key"] == "k1", each.get("forky-tenant")) for each in seen}
     # The key is for the call that changes something. Others, and callers without one, have the SDK's own.
     assert carried == {("Bearer fp_a", True, "t"), ("Bearer fp_a", False, "t"), (None, False, None)}
+
+
+def test_generated_clients_have_a_class_for_each_schema() -> None:
+    """They name it by its title, and leave out both of two that are called the same, with all that has them."""
+    schemas = json.loads(openapi_text())["components"]["schemas"]
+    titles = [schema.get("title", name) for name, schema in schemas.items()]
+    assert [title for title in titles if titles.count(title) > 1] == []
 
 
 def test_the_document_is_current() -> None:

@@ -23,14 +23,19 @@ from forkypig.sdk import local, pids, shutdown
 from forkypig.v1 import controller_pb2, controller_pb2_grpc
 from tests.component.controller_rig import home
 
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _FAKE = Path(__file__).with_name("fake_daemon.py")
 
 
 class Checking(controller_pb2_grpc.ControllerServicer):
     """A controller that knows one token."""
 
+    def __init__(self) -> None:
+        self.last: dict[Any, Any] = {}  # metadata
+
     async def ListMachines(self, request: Any, context: Any) -> controller_pb2.ListMachinesResponse:  # noqa: N802
-        if dict(context.invocation_metadata()).get("authorization") not in (None, "Bearer fp_good"):
+        self.last = dict(context.invocation_metadata())
+        if self.last.get("authorization") not in (None, "Bearer fp_good"):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not valid: ask for a new one")
         return controller_pb2.ListMachinesResponse()
 
@@ -57,9 +62,10 @@ def settings() -> Iterator[Settings]:
 
 
 @pytest.fixture
-async def checking(settings: Settings) -> AsyncIterator[grpc.aio.Server]:
-    server = await controller(settings, Checking())
-    yield server
+async def checking(settings: Settings) -> AsyncIterator[Checking]:
+    servicer = Checking()
+    server = await controller(settings, servicer)
+    yield servicer
     await server.stop(None)
 
 
@@ -96,22 +102,26 @@ async def refusal(settings: Settings, **fields: str) -> str:
     return str(caught.value)
 
 
-async def test_where_it_listens(settings: Settings, checking: grpc.aio.Server) -> None:
+async def test_where_it_listens(settings: Settings, checking: Checking) -> None:
     async with Running(settings, FORKY_REST="unix") as address:
         assert address == str(settings.socket("rest"))
         assert Path(address).stat().st_mode & 0o777 == 0o600
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=address)) as http:
             assert (await http.get("http://forky/v1/machines")).json() == []
     assert not Path(address).exists()
-    async with Running(settings, FORKY_REST="127.0.0.1:0") as address, httpx.AsyncClient() as http:
+    variables = {"FORKY_REST": "127.0.0.1:0", "FORKY_REST_PROXIES": "10.0.0.1, 127.0.0.0/8"}
+    async with Running(settings, **variables) as address, httpx.AsyncClient() as http:
         url = f"{address}/v1/machines"
         assert (await http.get(url)).status_code == 401
-        assert (await http.get(url, headers={"Authorization": "Bearer fp_good"})).status_code == 200
+        good = {"Authorization": "Bearer fp_good", "traceparent": _TRACE}
+        for forwarded, peer in (("9.9.9.9, 192.0.2.7, 10.0.0.1", "192.0.2.7"), ("unknown", "0.0.0.0")):
+            assert (await http.get(url, headers={**good, "X-Forwarded-For": forwarded})).status_code == 200
+            assert (checking.last["forky-peer"], checking.last["traceparent"]) == (f"ipv4:{peer}:0", _TRACE)
         # What the controller says of a token that it does not know.
         assert (await http.get(url, headers={"Authorization": "Bearer fp_bad"})).status_code in (401, 500)
 
 
-async def test_tls_with_the_certificates_of_auth_init(settings: Settings, checking: grpc.aio.Server) -> None:
+async def test_tls_with_the_certificates_of_auth_init(settings: Settings, checking: Checking) -> None:
     authority = Authority(settings.auth)
     authority.make(["127.0.0.1"])
     trust = ssl.create_default_context(cafile=str(authority.certificate))
@@ -127,7 +137,9 @@ async def test_tls_with_the_certificates_of_auth_init(settings: Settings, checki
         assert first == authority.server_certificate.read_text()
         async with httpx.AsyncClient(verify=trust) as http:
             url = f"https://{host}:{port}/v1/machines"
-            assert (await http.get(url, headers=good)).status_code == 200
+            # No proxy is believed where none is named.
+            assert (await http.get(url, headers={**good, "X-Forwarded-For": "192.0.2.7"})).status_code == 200
+            assert checking.last["forky-peer"].startswith("ipv4:127.0.0.1:")
             # `forky auth renew`: new connections see the new one, those that are open go on.
             authority.renew()
             assert (await http.get(url, headers=good)).status_code == 200
@@ -136,7 +148,7 @@ async def test_tls_with_the_certificates_of_auth_init(settings: Settings, checki
             assert (await http.get(url, headers=good)).status_code == 200
 
 
-async def test_one_that_dies_is_followed_by_the_next(settings: Settings, checking: grpc.aio.Server) -> None:
+async def test_one_that_dies_is_followed_by_the_next(settings: Settings, checking: Checking) -> None:
     running = Running(settings, FORKY_REST="unix")
     async with running as address:
         assert running.process is not None
@@ -182,6 +194,19 @@ async def test_what_the_process_says(settings: Settings) -> None:
     _, said = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert said.decode().startswith("the REST API can't start: the REST API does not listen on 0.0.0.0:80 without TLS")
+
+
+@pytest.mark.parametrize("daemon", ["hostd", "pager", "rest"])
+async def test_a_daemon_does_without_what_is_for_consoles(daemon: str, tmp_path: Path) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "importtime", "-m", f"forkypig.{daemon}"),
+        env={**os.environ, "FORKY_HOME": str(tmp_path), "FORKY_MTU": "1"},  # with which it ends once all is imported
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await asyncio.wait_for(child.communicate(), 60)
+    assert b"can't start: FORKY_MTU" in said
+    assert b" structlog" in said
+    assert b" rich." not in said
 
 
 async def test_up_and_down(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,25 @@ async def test_after_a_restart_the_answer_is_the_same(of_either_engine: Settings
         assert len(host.machines) == 2
 
 
+async def test_changes_are_not_carried_out_again(of_either_engine: Settings) -> None:
+    """Their answers are written with their ends, in one transaction."""
+    web = pb.MachineRequest(machine="web")
+    async with running_host(of_either_engine) as host, serving(of_either_engine) as served:
+        async with served.client() as caller:
+            await caller.run_all("web")
+        async with served.client(idempotency_key="one") as caller:
+            paused = await caller.call("PauseMachine", web)
+            async with served.client() as other:
+                await other.call("ResumeMachine", web)
+            assert await caller.call("PauseMachine", web) == paused
+            assert len(host.calls["PauseMachine"]) == 1
+            for _ in range(2):
+                assert await caller.call("RemoveMachine", web) == common_pb2.Empty()
+            with pytest.raises(errors.InvalidRequest, match="new key"):
+                await caller.call("RemoveMachine", pb.MachineRequest(machine="other"))
+        assert not host.machines
+
+
 async def test_answered_from_what_it_made_when_the_answer_was_not_kept(
     settings: Settings, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

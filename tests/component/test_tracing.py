@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -96,6 +97,22 @@ async def test_a_collector_that_is_away_costs_seconds_and_no_more(instance: Inst
     assert "Traceback" not in said
     assert all(line.startswith("forky: traces are not complete") for line in said.splitlines())
     assert time.monotonic() - began < 30  # it ended at all; how soon is a matter of the computer
+
+
+def test_what_is_wrong_with_a_collector_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    logger = logging.getLogger("opentelemetry")
+    before = logger.handlers[:]
+    tracing.start("test")
+    try:
+        for _ in range(3):
+            logger.error("it is away")
+        assert capsys.readouterr().err == "forky: traces are not complete: it is away\n"
+    finally:
+        tracing.close()
+        logger.handlers[:] = before
 
 
 async def test_a_failure_is_marked(instance: Instance, tmp_path: Path) -> None:

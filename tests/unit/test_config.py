@@ -53,7 +53,7 @@ def test_what_is_set_keeps_comments_and_types(home: Home) -> None:
         ("shells", "many", "shells can't be «many»: input should be a valid integer"),
         ("shells", "-1", "greater than or equal to 0"),
         ("accelerator", "hvf", "input should be 'auto', 'kvm' or 'tcg'"),
-        ("metrics", "0.0.0.0:1", "which has TLS"),
+        ("metrics", "::1:9464", "metrics can't be «::1:9464»: it is HOST:PORT, as in"),
         ("pack_in_background", "maybe", "valid boolean"),
         ("shels", "1", "there is no setting «shels»: `forky config ls`"),
         ("home", "/tmp", "set the variable FORKY_HOME"),
@@ -75,7 +75,7 @@ def test_what_is_refused_changes_nothing(home: Home, name: str, value: str, why:
         ("shels = 1\n", "shels in {file}: there is no such setting"),
         ("shells = \n", "{file} is not TOML"),
         ("home = '/x'\n", "home in {file}: a home's file can't move it"),
-        ("metrics = '10.0.0.1:80'\n", "metrics in {file}: «10.0.0.1:80» would show"),
+        ("metrics = '9464'\n", "metrics in {file}: it is HOST:PORT"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(home: Home, content: str, why: str) -> None:

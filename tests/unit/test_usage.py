@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-from forkypig.daemon.addresses import loopback
 from forkypig.hostd.usage import Meter, Target, parse_rollup
 from forkypig.model import MachineId
 
@@ -55,14 +52,3 @@ async def test_a_successor_is_read_anew_and_a_split_is_not_disturbed(tmp_path: P
     successor = (await meter.read([Target(WEB, 9, False)]))[WEB]
     assert successor.memory.proportional == 70000 << 10
     meter.close()
-
-
-@pytest.mark.parametrize("text", ["127.0.0.1:9464", "[::1]:9464", "localhost:9464"])
-def test_metrics_on_loopback(text: str) -> None:
-    assert loopback(text)[1] == 9464
-
-
-@pytest.mark.parametrize("text", ["0.0.0.0:9464", "[::]:9464", "10.0.0.1:9464", "9464", ":1", "host:1", "::1:0", "1:x"])
-def test_metrics_nowhere_else(text: str) -> None:
-    with pytest.raises(ValueError, match=r"write 127|use 127|not HOST"):
-        loopback(text)

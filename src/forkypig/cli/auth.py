@@ -39,7 +39,7 @@ RoleOption = Annotated[
         "--role", help="What they may do; metrics is for Prometheus, and does nothing else.", case_sensitive=False
     ),
 ]
-TenantOption = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose things they see. Default: yours.")]
+TenantOption = Annotated[str, typer.Option("--tenant", metavar="TENANT", help="Whose things they see. Default: yours.")]
 Hosts = Annotated[
     list[str] | None,
     typer.Option("--host", metavar="NAME", help="A name or an address that callers know the controller by."),
@@ -196,7 +196,7 @@ def _state(expires_us: int, revoked_us: int) -> str:
 def create_certificate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of whoever shows it.")],
     role: RoleOption,
-    tenant: Annotated[str, typer.Option("--tenant", metavar="T", help="Whose things they see.")] = "default",
+    tenant: Annotated[str, typer.Option("--tenant", metavar="TENANT", help="Whose things they see.")] = "default",
     expires: Annotated[str, typer.Option("--expires", metavar="SPAN", help="In days: 90d, 52w, …")] = "90d",
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="Where NAME.crt and NAME.key go.")] = Path(),
     as_json: printing.Json = False,

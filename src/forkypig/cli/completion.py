@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -17,7 +17,7 @@ from forkypig.cli import printing
 
 app = typer.Typer()
 
-_KINDS = {"MACHINE": "machine", "SNAPSHOT": "snapshot", "IMAGE": "image", "POOL": "pool", "SETTING": "setting"}
+_KINDS = {"MACHINE": "machine", "SNAPSHOT": "snapshot", "IMAGE": "image", "POOL": "pool", "TENANT": "tenant"}
 _FILES = {"FILE", "KEYFILE", "PUBKEY", "DIR", "PATH"}
 
 
@@ -36,7 +36,7 @@ class Command:
     path: str  # "image ls"
     help: str
     options: tuple[str, ...]
-    values: dict[str, str]  # the options that take a value, and the kinds of it
+    values: dict[str, str]  # the options that take a value, and the kinds of it; «=x» is the word x itself
     arguments: tuple[str, ...]  # the kinds of each
     repeats: bool  # the last argument may come again
 
@@ -49,11 +49,9 @@ def completion(
 
     bash, zsh: source <(forky completion bash), in ~/.bashrc. fish: forky completion fish | source."""
     from forkypig.cli.main import app as whole
-    from forkypig.daemon.settings import Settings
 
     found = list(_commands(typer.main.get_command(whole), ()))
-    settings = [name for name in Settings.model_fields if name != "home"]
-    printing.say(fish(found, settings) if shell is Shell.FISH else bash(found, settings))
+    printing.say(fish(found) if shell is Shell.FISH else bash(found))
 
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[Command]:
@@ -68,7 +66,7 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[Command]:
     arguments: list[str] = []
     repeats = False
     for parameter in command.params:
-        kinds = _kinds(parameter.metavar or "")
+        kinds = _choices(parameter) or _kinds(parameter.metavar or "")
         if parameter.param_type_name == "argument":
             arguments.append(kinds)
             repeats = parameter.nargs == -1
@@ -81,9 +79,20 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[Command]:
     yield Command(" ".join(path), summary, tuple(options), values, tuple(arguments), repeats)
 
 
+def _choices(parameter: Any) -> str:
+    """The words that an option or argument is one of, where it is an enumeration."""
+    annotation = parameter.type_descriptor.annotation if hasattr(parameter, "type_descriptor") else None
+    found = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and issubclass(each, Enum))
+    return " ".join(f"={member.value}" for each in found for member in each)
+
+
 def _kinds(metavar: str) -> str:
     """What may stand there: kinds of names, "file", both, or nothing that is known."""
+    from forkypig.daemon.settings import Settings
+
     bare = metavar.strip("[].")
+    if bare == "SETTING":
+        return " ".join(f"={name}" for name in Settings.model_fields if name != "home")
     if bare in ("SRC", "DST"):
         return "machine: file"
     if metavar == "NAME...":
@@ -101,8 +110,8 @@ _BASH = """\
 
 _forky_names() {  # the kinds of names that are wanted, and what they begin with
   local kind name
-  for name in @SETTINGS@; do
-    [[ " $1 " == *" setting "* && $name == "$2"* ]] && COMPREPLY+=("$name")
+  for kind in $1; do
+    [[ $kind != =* || ${kind#=} != "$2"* ]] || COMPREPLY+=("${kind#=}")
   done
   [[ -r $3/run/names ]] || return 0
   while read -r kind name; do
@@ -114,12 +123,15 @@ _forky_names() {  # the kinds of names that are wanted, and what they begin with
 
 _forky() {
   local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
-  local command= words= options= values= kinds= last= word= index= group= taken=0 arguments=0
+  local command= words= options= values= kinds= last= word= index= group= prefix= taken=0 arguments=0
   COMPREPLY=()
+  # Of --option=value bash makes three words.
+  [[ $before != = ]] || before=${COMP_WORDS[COMP_CWORD-2]}
+  [[ $current != = ]] || current=
   for ((index = 1; index < COMP_CWORD; index++)); do
     word=${COMP_WORDS[index]}
     [[ $word != -- ]] || return 0
-    if ((taken)); then taken=0
+    if ((taken)); then [[ $word == = ]] || taken=0
     elif [[ $word == -* ]]; then
       case " $values " in *" $word="*) taken=1 ;; esac
     elif [[ -z $command || -n $group ]]; then
@@ -131,6 +143,9 @@ _forky() {
     else ((++arguments))
     fi
   done
+  if [[ $current == --*=* && " $values " == *" ${current%%=*}="* ]]; then  # and zsh one
+    before=${current%%=*} prefix=${current%%=*}= current=${current#*=} taken=1
+  fi
   if ((taken)); then
     kinds=" $values " kinds=${kinds#* "$before="} kinds=${kinds%% *} kinds=${kinds//,/ }
   elif [[ -z $command ]]; then words="@TOP@ --help --version"
@@ -151,13 +166,14 @@ _forky() {
     compopt -o filenames 2> /dev/null
     while IFS= read -r word; do COMPREPLY+=("$word"); done < <(compgen -f -- "$current")
   fi
+  [[ -z $prefix ]] || COMPREPLY=("${COMPREPLY[@]/#/$prefix}")
   [[ ${#COMPREPLY[@]} != 1 || ${COMPREPLY[0]} != *: ]] || compopt -o nospace 2> /dev/null
 }
 complete -F _forky forky
 """
 
 
-def bash(commands: list[Command], settings: list[str]) -> str:
+def bash(commands: list[Command]) -> str:
     """A script that defines everything and writes nothing."""
     cases = []
     for command in commands:
@@ -170,8 +186,7 @@ def bash(commands: list[Command], settings: list[str]) -> str:
     groups = _groups(commands)
     top = groups.pop("")
     cases += [f"        {shlex.quote(name)}) group={shlex.quote(' '.join(names))} ;;" for name, names in groups.items()]
-    script = _BASH.replace("@CASES@", "\n".join(cases)).replace("@TOP@", " ".join(top)).replace("@HOME@", _HOME)
-    return script.replace("@SETTINGS@", " ".join(settings))
+    return _BASH.replace("@CASES@", "\n".join(cases)).replace("@TOP@", " ".join(top)).replace("@HOME@", _HOME)
 
 
 def _groups(commands: list[Command]) -> dict[str, dict[str, str]]:
@@ -219,7 +234,7 @@ complete -c forky -f
 """
 
 
-def fish(commands: list[Command], settings: list[str]) -> str:
+def fish(commands: list[Command]) -> str:
     """The same for fish: of arguments it is not told which comes where, so all kinds of a command are offered."""
     lines = [_FISH]
     for group, names in _groups(commands).items():
@@ -229,18 +244,23 @@ def fish(commands: list[Command], settings: list[str]) -> str:
         at = f"complete -c forky -n '__forky_at {command.path}'"
         for option in command.options:
             name = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
-            value = f" -r -a {_fish(_source(command.values[option], settings))}" if option in command.values else ""
+            value = f" {_value(command.values[option])}" if option in command.values else ""
             lines.append(f"{at} {name}{value}")
         kinds = " ".join(dict.fromkeys(" ".join(command.arguments).split()))
         if kinds:
-            lines.append(f"{at}{' -F' * ('file' in kinds)} -a {_fish(_source(kinds, settings))}")
+            lines.append(f"{at}{' -F' * ('file' in kinds)} -a {_fish(_source(kinds))}")
     return "\n".join(lines) + "\n"
 
 
-def _source(kinds: str, settings: list[str]) -> str:
-    if "setting" in kinds:
-        return " ".join(settings)
-    return f"(__forky_names {kinds})" if kinds else ""
+def _value(kinds: str) -> str:
+    """Of an option that takes one: files are offered only where it is one."""
+    return f"{'-r' if 'file' in kinds.split() else '-x'} -a {_fish(_source(kinds))}"
+
+
+def _source(kinds: str) -> str:
+    words = [kind[1:] for kind in kinds.split() if kind.startswith("=")]
+    names = " ".join(kind for kind in kinds.split() if not kind.startswith("="))
+    return " ".join([*words, f"(__forky_names {names})"] if names else words)
 
 
 def _fish(text: str) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,7 +136,8 @@ def top(
             if as_json:
                 printing.document(gauge.document())
             else:
-                printing.console().print(gauge.table())
+                console = printing.console()
+                console.print(gauge.table(console.width))
                 printing.say(gauge.summary())
             return
         from rich.console import Group
@@ -145,11 +146,38 @@ def top(
 
         with Live(console=printing.console(), screen=True, auto_refresh=False) as live:
             while True:
-                live.update(Group(Text(gauge.summary()), gauge.table()), refresh=True)
+                table = gauge.table(live.console.width)
+                live.update(Group(Text(gauge.summary()), table), refresh=True)
                 await asyncio.sleep(interval)
                 gauge.take(await forky.usage())
 
     connected(work)
+
+
+def _size(count: int | None) -> str:
+    return sizes.human(count) if count is not None else ""
+
+
+_COLUMNS: "dict[str, Callable[[MachineUse, float | None], str]]" = {
+    "NAME": lambda use, _: use.machine.name,
+    "STATE": lambda use, _: use.machine.operation or use.machine.state.value,
+    "POOL": lambda use, _: use.pool,
+    "CPU %": lambda _, cpu: f"{cpu:.1f}" if cpu is not None else "",
+    "OWN": lambda use, _: _size(use.private_bytes),
+    "SHARED": lambda use, _: _size(use.shared_bytes),
+    "PSS": lambda use, _: _size(use.proportional_bytes),
+    "RSS": lambda use, _: _size(use.resident_bytes),
+    "LAST PAUSE": lambda use, _: printing.milliseconds(use.last_pause_ms) if use.last_pause_ms else "",
+}
+_GIVEN_UP = (
+    "RSS",
+    "POOL",
+    "SHARED",
+    "LAST PAUSE",
+    "STATE",
+    "PSS",
+    "OWN",
+)  # where a terminal is too narrow, in this order
 
 
 class _Gauge:
@@ -214,27 +242,26 @@ class _Gauge:
             ],
         }
 
-    def table(self) -> "Table":
+    def table(self, width: int) -> "Table":
+        """What fits into so many characters a row; the machine and the CPU always."""
         from rich.table import Table
         from rich.text import Text
 
         rows = self._rows()
-        pools = any(use.pool for use, _ in rows)
+        columns = {heading: [cell(use, cpu) for use, cpu in rows] for heading, cell in _COLUMNS.items()}
+        if not any(columns["POOL"]):
+            del columns["POOL"]
+        for heading in _GIVEN_UP:
+            if sum(2 + max(map(len, (name, *cells))) for name, cells in columns.items()) - 2 <= width:
+                break
+            columns.pop(heading, None)
         drawn = Table(box=None, pad_edge=False, header_style="bold")
-        drawn.add_column("NAME", overflow="fold")
-        drawn.add_column("STATE")
-        if pools:
-            drawn.add_column("POOL")
-        for heading in ("CPU %", "OWN", "SHARED", "PSS", "RSS", "LAST PAUSE"):
-            drawn.add_column(heading, justify="right")
-        for use, cpu in rows:
-            memory = (use.private_bytes, use.shared_bytes, use.proportional_bytes, use.resident_bytes)
-            cells = [use.machine.name, use.machine.operation or use.machine.state.value]
-            cells += [use.pool] if pools else []
-            cells.append(f"{cpu:.1f}" if cpu is not None else "")
-            cells += [sizes.human(count) if count is not None else "" for count in memory]
-            cells.append(printing.milliseconds(use.last_pause_ms) if use.last_pause_ms else "")
-            drawn.add_row(*(Text(cell) for cell in cells))
+        for heading in columns:
+            drawn.add_column(
+                heading, justify="left" if heading in ("NAME", "STATE", "POOL") else "right", overflow="fold"
+            )
+        for cells in zip(*columns.values(), strict=True):
+            drawn.add_row(*map(Text, cells))
         return drawn
 
     def summary(self) -> str:

@@ -3,12 +3,10 @@
 import asyncio
 import gc
 import sys
-from typing import Any, cast
 
 
 def main() -> int:
-    # structlog imports rich where there is one, for consoles: 0.1 s of CPU for what a daemon never shows.
-    cast(Any, sys.modules)["rich"] = None
+    import forkypig.daemon.lean  # noqa: F401
     from forkypig.controller.app import run
     from forkypig.daemon import traces
     from forkypig.daemon.foreground import run_daemon

@@ -24,11 +24,9 @@ from forkypig.controller.live_pool import LivePool
 from forkypig.controller.pool_leases import PoolLeases
 from forkypig.controller.retried import Asked
 from forkypig.controller.store import answers, events, intents, pools
-from forkypig.controller.store.answers import Answer
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.pools import check_lease
 from forkypig.core.reconcile import merge
-from forkypig.daemon.server import now_us
 from forkypig.errors import DeadlineExceeded, ForkyError, HostUnreachable, NotPossibleNow
 from forkypig.model import Acquired, Lease, Machine, MachineId
 from forkypig.model.pools import DEFAULT_TTL_S
@@ -157,9 +155,9 @@ class Acquiring:
             if (row := await pools.claim(tx, pool.id, machine)) is None:
                 return None
             lease = replace(self._leases.new(pool, machine, wish.ttl_s, wish.labels), machine_name=row.name)
-            await pools.add_lease(tx, lease)
-            intent = flight.take(await intents.add(tx, IntentKind.ACQUIRE, machines=[machine], pool=pool.id))
-            return _Claim(row, lease, intent)
+            writes = [pools.adding_lease(lease)]
+            intent = await intents.add(tx, IntentKind.ACQUIRE, machines=[machine], along=writes, pool=pool.id)
+            return _Claim(row, lease, flight.take(intent))
 
     async def _note(self, claim: _Claim, acquired: Acquired, wish: Wish, asked: Asked | None) -> None:
         """Behind the answer: what happened, and what was answered. Until this is done the lease and the intent say
@@ -169,12 +167,11 @@ class Acquiring:
             await asyncio.sleep(_BEHIND_S)
         try:
             async with self._desk.store.write() as tx:
-                await intents.end(tx, claim.intent, IntentStatus.DONE)
-                words = f"{machine.name} of {lease.pool_name}, by {lease.holder}"
-                await events.add(tx, "machine.acquired", machine.id, words)
+                writes = [intents.ending(claim.intent, IntentStatus.DONE)]
                 if asked is not None:
-                    kept = Answer(asked.content_sha256, wish.answer(acquired))
-                    await answers.keep(tx, asked.request, kept, now_us())
+                    writes += await answers.of(tx, asked, wish.answer(acquired))
+                words = f"{machine.name} of {lease.pool_name}, by {lease.holder}"
+                await events.add(tx, "machine.acquired", machine.id, words, along=writes)
         except ForkyError as error:
             log.warning("an acquired machine was not noted", machine=machine.id, error=str(error))
             self._desk.reconciler.look_soon()

@@ -100,7 +100,7 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
     access = Access(settings, store, local_users)
     failure: ForkyError | None = None
     try:
-        async with serving(settings.metrics, host.measured.registry, access), asyncio.TaskGroup() as tasks:
+        async with serving(settings, host.measured.registry, access), asyncio.TaskGroup() as tasks:
             journal = Journal(tasks)
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()

@@ -7,7 +7,8 @@ from forkypig.controller.desk import Desk, find_machine, find_snapshot, known_pa
 from forkypig.controller.forks import Forks
 from forkypig.controller.journal import Flight
 from forkypig.controller.quotas import STARTING, admit
-from forkypig.controller.store import events, intents, machines, snapshots
+from forkypig.controller.store import answers, events, intents, machines, snapshots
+from forkypig.controller.store.prepared import run_all
 from forkypig.controller.streams import ShowProgress
 from forkypig.core.config import changed
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
@@ -16,9 +17,10 @@ from forkypig.core.quotas import of_start
 from forkypig.core.reconcile import merge
 from forkypig.errors import Busy, DeadlineExceeded, ForkyError, HostUnreachable, InternalError, NotFound
 from forkypig.model import ConfigChange, Machine, MachineId, MachineState, SnapshotId, new_snapshot_id
+from forkypig.wire import convert
 
-# They change nothing that outlives the host's processes. Where the database's server alone falls, it may forget that
-# one was begun; what became of it is then found by comparing.
+# They change nothing that outlives the host's processes, and so need not outlast a power cut. Where the database's
+# server alone falls, it may forget that one was begun, but not what came of it.
 _OF_PROCESSES = (Action.PAUSE, Action.RESUME)
 _UNKNOWN = (HostUnreachable, DeadlineExceeded)  # the host may have done it or not
 
@@ -114,15 +116,15 @@ class Changes:
         makes: SnapshotId | None = None,
     ) -> Machine:
         """`needs`: a snapshot that must stay meanwhile; `makes`: one that comes with it."""
-        desk, snapshot = self._desk, needs or makes
+        desk, snapshot, lasts = self._desk, needs or makes, action not in _OF_PROCESSES
         if not desk.reconciler.connected:  # what is wrong anyway is told also when the host is away
-            async with desk.store.read() as tx:
+            async with desk.store.glance() as tx:
                 check_allowed(await find_machine(tx, text), action)
             await desk.reconciler.ensure_reachable()
         if action in STARTING:
             await desk.admission.refresh()
         with desk.journal.flight() as flight:
-            async with desk.store.write(lasts=action not in _OF_PROCESSES) as tx:
+            async with desk.store.write(lasts=lasts) as tx:
                 machine = await find_machine(tx, text)
                 check_allowed(machine, action)
                 if action in STARTING and machine.qemu_pid is None:
@@ -140,7 +142,7 @@ class Changes:
                 await self._failed(intent, machine, error)
                 raise
             try:
-                machine = await self._done(intent, machine, seen)
+                machine = await self._done(intent, machine, seen, lasts=lasts, streams=makes is not None)
             except ForkyError:
                 desk.reconciler.look_soon()
                 raise
@@ -149,21 +151,25 @@ class Changes:
             desk.reconciler.collect.set()  # what it stood on before may be nobody's now
         return machine
 
-    async def _done(self, intent: Intent, machine: Machine, seen: Machine) -> Machine:
-        async with self._desk.store.write() as tx:
+    async def _done(self, intent: Intent, machine: Machine, seen: Machine, *, lasts: bool, streams: bool) -> Machine:
+        """Writes down what became of it. `streams`: what is answered is a stream, of which the edge keeps the end."""
+        async with self._desk.store.write(lasts=lasts or self._desk.store.is_shared) as tx:
             # A fork may have moved it to another snapshot meanwhile.
             row = await machines.get(tx, machine.id) or machine
-            machine = merge(row, seen, {intent.snapshot})
-            await machines.save_known(tx, [machine])
-            await intents.end(tx, intent, IntentStatus.DONE)
-            if row.state is not machine.state:
-                await events.add(tx, f"machine.{machine.state.value}", machine.id, machine.name)
-        return machine
+            made = merge(row, seen, {intent.snapshot})
+            writes = [machines.saving(made), intents.ending(intent, IntentStatus.DONE)]
+            if not streams:
+                writes += await answers.along(tx, None, lambda: convert.machine_to_wire(made).SerializeToString())
+            if row.state is not made.state:
+                await events.add(tx, f"machine.{made.state.value}", made.id, made.name, along=writes)
+            else:
+                await run_all(tx, writes)
+        return made
 
     async def _failed(self, intent: Intent, machine: Machine, error: ForkyError) -> None:
         async with self._desk.store.write() as tx:
-            await intents.end(tx, intent, IntentStatus.UNDONE, str(error))
-            await events.add(tx, f"{intent.kind.value}.failed", machine.id, str(error))
+            ended = intents.ending(intent, IntentStatus.UNDONE, str(error))
+            await events.add(tx, f"{intent.kind.value}.failed", machine.id, str(error), along=[ended])
         if not isinstance(error, Busy):
             self._desk.reconciler.look_soon(0.0)  # what became of the machine is for the host to say
 
@@ -175,9 +181,10 @@ class Changes:
 
     async def _remove(self, text: str) -> None:
         desk = self._desk
-        async with desk.store.read() as tx:
-            await find_machine(tx, text)
-        await desk.reconciler.ensure_reachable()
+        if not desk.reconciler.connected:  # as above
+            async with desk.store.glance() as tx:
+                await find_machine(tx, text)
+            await desk.reconciler.ensure_reachable()
         with desk.journal.flight() as flight:
             machine, intent = await self._mark(flight, text)
             try:
@@ -190,21 +197,22 @@ class Changes:
             except ForkyError as error:
                 async with desk.store.write() as tx:
                     await machines.set_state(tx, machine.id, machine.state)
-                    await intents.end(tx, intent, IntentStatus.UNDONE, str(error))
-                    await events.add(tx, "remove-machine.failed", machine.id, str(error))
+                    ended = intents.ending(intent, IntentStatus.UNDONE, str(error))
+                    await events.add(tx, "remove-machine.failed", machine.id, str(error), along=[ended])
                 desk.reconciler.look_soon(0.0)
                 raise
             async with desk.store.write() as tx:
                 await machines.delete_all(tx, [machine.id])
-                await intents.end(tx, intent, IntentStatus.DONE)
-                await events.add(tx, "machine.removed", machine.id, machine.name)
+                # The answer is empty.
+                writes = [intents.ending(intent, IntentStatus.DONE), *await answers.along(tx, intent.kind, bytes)]
+                await events.add(tx, "machine.removed", machine.id, machine.name, along=writes)
         desk.reconciler.forget(machine.id)
         desk.reconciler.collect.set()
 
     async def _mark(self, flight: Flight, text: str) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
             machine = await find_machine(tx, text)
-            doing = (await self._desk.operations(tx)).get(machine.id, "")
+            doing = await self._desk.operation_on(tx, machine)
             if machine.state is MachineState.CREATING or doing == Action.REMOVE.value:
                 raise Busy(f"machine «{machine.name}»", doing or machine.state.value)
             check_allowed(machine, Action.REMOVE)

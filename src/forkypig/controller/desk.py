@@ -69,13 +69,14 @@ class Desk:
         _, others = await self.peers.sorted_intents(tx)
         return {**operations_of(others), **self.journal.operations()}
 
+    async def operation_on(self, tx: AsyncConnection, machine: Machine) -> str:
+        """What is being done now with one; "": nothing."""
+        others = operations_of(await self.peers.others_at(tx, machine.id)).get(machine.id, "")
+        return self.journal.operation_on(machine) or others
+
     async def concerns(self, tx: AsyncConnection, thing: str) -> bool:
         """Whether an operation under way, at any controller, is about this id."""
-        if self.journal.concerns(thing):
-            return True
-        return self.store.is_shared and any(
-            thing in intent.names for intent in (await self.peers.sorted_intents(tx))[1]
-        )
+        return self.journal.concerns(thing) or bool(await self.peers.others_at(tx, thing))
 
 
 async def find_machine(tx: AsyncConnection, text: str) -> Machine:

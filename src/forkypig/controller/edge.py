@@ -13,7 +13,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from forkypig.controller import retries, roles, subjects
 from forkypig.controller.audit import AuditLog
@@ -24,8 +24,9 @@ from forkypig.controller.retries import Retries
 from forkypig.core.rate import Rates
 from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
-from forkypig.errors import ForkyError, InvalidRequest, TooManyRequests
+from forkypig.errors import ForkyError, TooManyRequests
 from forkypig.model.access import AuditEntry, Principal
+from forkypig.wire.edge import read
 from forkypig.wire.keys import KEY, NEW
 from forkypig.wire.status import abort
 
@@ -88,10 +89,7 @@ class _Method:
 
     def read(self, raw: bytes) -> Any:
         """A request. Raises InvalidRequest."""
-        try:
-            return self.reader(raw)
-        except DecodeError as error:
-            raise InvalidRequest(f"what came is no request of {self.name}: use a client of this version") from error
+        return read(self.name, self.reader, raw)
 
 
 class Edge(grpc.aio.ServerInterceptor):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from forkypig.controller.store import Store, images, machines, snapshots
+from forkypig.controller.store import Store, images, machines, pools, snapshots, tenants
 from forkypig.errors import ForkyError
 from forkypig.model.access import DEFAULT_TENANT
 
@@ -45,6 +45,8 @@ async def _content(store: Store) -> str:
             "machine": await machines.names_of(tx, DEFAULT_TENANT),
             "snapshot": await snapshots.tags(tx, DEFAULT_TENANT),
             "image": {image.name for image in await images.every(tx)},
+            "pool": {pool.name for pool in await pools.every(tx) if pool.tenant == DEFAULT_TENANT},
+            "tenant": {tenant.name for tenant in await tenants.every(tx)},
         }
     return "".join(f"{kind} {name}\n" for kind, names in found.items() for name in sorted(names))
 

@@ -170,7 +170,7 @@ class Peers:
         """Gives up the intents that are not under way here any more; as the leader, looks for those that are left."""
         if not self.leads:
             async with self._store.read() as tx:
-                mine = [i for i in await intents.unfinished(tx) if i.owner == self.number]
+                mine = await intents.unfinished(tx, owner=self.number)
             if ended := [i for i in mine if not self._journal.is_under_way(i)]:
                 async with self._store.write() as tx:
                     for intent in ended:
@@ -195,9 +195,15 @@ class Peers:
         await intents.release(tx, intent, IntentStatus.UNDOING if failed else intent.status)
         self._journal.failed.discard(intent.id)
 
+    async def others_at(self, tx: AsyncConnection, thing: str) -> list[Intent]:
+        """What other controllers, which live, are at with this id."""
+        return (await self._sorted(tx, await intents.unfinished_about(tx, thing)))[1] if self.number else []
+
     async def sorted_intents(self, tx: AsyncConnection) -> tuple[list[Intent], list[Intent]]:
         """The unfinished ones: those that nobody is at, and those that another controller, which lives, is at."""
-        unfinished = await intents.unfinished(tx)
+        return await self._sorted(tx, await intents.unfinished(tx))
+
+    async def _sorted(self, tx: AsyncConnection, unfinished: list[Intent]) -> tuple[list[Intent], list[Intent]]:
         alive: set[int] = set()
         if any(intent.owner not in (None, self.number) for intent in unfinished):
             alive = await leases.living(tx) - {self.number}

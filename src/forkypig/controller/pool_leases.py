@@ -112,6 +112,8 @@ class PoolLeases:
         """Removes a machine that waits in a pool. Doesn't raise."""
         try:
             async with self._desk.store.write() as tx:
+                if not await pools.take_out(tx, pool.id, machine):
+                    return  # another controller has given it to somebody
                 over = await self.end_at_once(tx, pool, machine, why)
             await self.remove(over)
         except ForkyError as error:
@@ -120,9 +122,9 @@ class PoolLeases:
             log.exception("a machine of a pool was not disposed of", machine=machine)
 
     async def end_at_once(self, tx: AsyncConnection, pool: Pool, machine: MachineId, why: str) -> Lease:
-        """Writes down that it belongs to nobody; `remove` follows, here or by whoever reads it."""
+        """Writes down of one that has left its pool that it belongs to nobody; `remove` follows, here or by whoever
+        reads it."""
         over = replace(self.new(pool, machine, 1.0, {}), tenant=pool.tenant, holder="", expires_us=0)
-        await pools.take_out(tx, pool.id, machine)
         await pools.end_lease(tx, over)
         await events.add(tx, "pool.dropped", machine, f"of {pool.name}: {why}", tenant=pool.tenant)
         return over

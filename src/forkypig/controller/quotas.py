@@ -19,18 +19,15 @@ STARTING = (Action.START, Action.WAKE, Action.RESTORE)
 
 async def used_by(tx: AsyncConnection, tenant: str) -> Usage:
     """What a tenant has, and what it is about to have."""
-    pending = [intent for intent in await intents.unfinished(tx) if intent.tenant == tenant]
+    changing = await intents.unfinished(tx, tenant=tenant, kind=IntentKind.CHANGE.value)
     starts = {action.value for action in STARTING}
     starting: set[MachineId] = {
-        intent.source
-        for intent in pending
-        if intent.kind is IntentKind.CHANGE and intent.source and intent.arguments.get("action") in starts
+        intent.source for intent in changing if intent.source and intent.arguments.get("action") in starts
     }
     return await usage.of_tenant(
         tx,
         tenant,
         starting=starting,
-        pending_snapshots=sum(intent.kind is IntentKind.SNAPSHOT for intent in pending),
         forks_since_us=now_us() - _MINUTE_US,
     )
 

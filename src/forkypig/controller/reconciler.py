@@ -117,8 +117,8 @@ class Reconciler:
         """Details are taken as they are, a state only if it is what the record says."""
         async with self._store.glance() as tx:
             row = await machines.get(tx, seen.id)
-            _, others = await self._peers.sorted_intents(tx) if self._peers.number else ([], [])
-        if any(seen.id in intent.names for intent in others):
+            others = await self._peers.others_at(tx, seen.id)
+        if others:
             self.look_soon()  # another controller is at it, and records what becomes of it
             return
         if row is None or row.state is not seen.state:

@@ -107,7 +107,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     async def GetMachine(self, request: pb.MachineRequest, context: Context) -> common.Machine:
         async with self._desk.store.glance() as tx:
             machine = await find_machine(tx, request.machine)
-            doing = (await self._desk.operations(tx)).get(machine.id, "")
+            doing = await self._desk.operation_on(tx, machine)
         return convert.machine_to_wire(replace(machine, operation=doing))
 
     @answered

@@ -93,6 +93,6 @@ async def check_tag_is_free(tx: AsyncConnection, tag: str) -> None:
     if not tag:
         return
     tenant = principal().tenant
-    unfinished = [i for i in await intents.unfinished(tx) if i.tenant == tenant and i.kind is IntentKind.SNAPSHOT]
+    unfinished = await intents.unfinished(tx, tenant=tenant, kind=IntentKind.SNAPSHOT.value)
     if tag in (i.arguments.get("tag") for i in unfinished) or await snapshots.tag_is_taken(tx, tenant, tag):
         raise AlreadyExists("snapshot", tag)

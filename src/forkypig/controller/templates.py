@@ -91,8 +91,8 @@ class Templates:
     async def _others(self, tx: AsyncConnection, image: Image, shape: Shape) -> bool:
         """Whether another controller makes it, or what a dead one was at is not settled yet."""
         wanted = {"image": image.id, **asdict(shape)}
-        open_ = await intents.unfinished(tx)
-        return any(i.kind is IntentKind.TEMPLATE and wanted.items() <= i.arguments.items() for i in open_)
+        open_ = await intents.unfinished(tx, kind=IntentKind.TEMPLATE.value)
+        return any(wanted.items() <= intent.arguments.items() for intent in open_)
 
     async def _others_end(self, image: Image, shape: Shape) -> None:
         """Waits. Raises DeadlineExceeded."""

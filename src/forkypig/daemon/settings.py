@@ -4,6 +4,7 @@ config.toml (`forky config`, docs/configuration.md).
 FORKY_HOME is one directory for state, sockets, logs and images, so that several instances run side by side.
 """
 
+import ipaddress
 import os
 import socket
 import tomllib
@@ -13,16 +14,28 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from forkypig.daemon.addresses import loopback
 from forkypig.daemon.home import Home, HomePaths, default_home, home_from_environment
 from forkypig.errors import InvalidRequest
+from forkypig.model.listening import parse_host_port
 
 PREFIX = "FORKY_"
 
 
 def _address(text: str) -> str:
     if text:
-        loopback(text)
+        try:
+            parse_host_port("it", text)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
+    return text
+
+
+def _networks(text: str) -> str:
+    for word in filter(None, text.split(",")):
+        try:
+            ipaddress.ip_network(word.strip())
+        except ValueError as error:
+            raise ValueError(f"«{word.strip()}» is no address or network: write 127.0.0.1, or 10.0.0.0/8") from error
     return text
 
 
@@ -69,7 +82,10 @@ class Settings(HomePaths, BaseSettings):
     # PEM files, where the REST API is to show others than those of `forky auth init`
     rest_certificate: str = ""
     rest_key: str = ""
-    # HOST:PORT where the controller serves /metrics, on loopback, for tokens of the role metrics; "": nowhere
+    # addresses and networks, a,b,…, of proxies before the REST API, whose X-Forwarded-For is believed
+    rest_proxies: Annotated[str, AfterValidator(_networks)] = ""
+    # HOST:PORT where the controller serves /metrics, for tokens of the role metrics; off loopback only with the
+    # certificates of `forky auth init`; "": nowhere
     metrics: Annotated[str, AfterValidator(_address)] = ""
 
     @property

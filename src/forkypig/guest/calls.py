@@ -1,6 +1,7 @@
 """Calls into a guest: their events, their flow control, and what their users hold. No sockets here."""
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,8 @@ class Call:
         result = self.result or {}
         failure = result.get("failure", "")
         if result.get("kind") == "not-found":
-            raise NotFound("file", failure, f"look into the machine {self._outlet.machine}")
+            kind, name = _missing(failure)
+            raise NotFound(kind, name, f"look into the machine {self._outlet.machine}")
         if result.get("kind") == "unknown":
             raise GuestUnresponsive(f"machine {self._outlet.machine}: {failure}; build its image anew")
         if failure or result.get("code", "0") != "0":
@@ -270,3 +272,9 @@ class Upload:
     def close(self) -> None:
         """Stops, if it is not finished; what was unpacked stays."""
         self._call.cancel()
+
+
+def _missing(failure: str) -> tuple[str, str]:
+    """What is not there, of the agent's sentence: "file" or "user", and its name."""
+    user = re.fullmatch("there is no user «(.*)» in the machine", failure)
+    return ("user", user[1]) if user else ("file", failure.removeprefix("No such file or directory: "))

@@ -1,5 +1,8 @@
 """`python -m forkypig.hostd`: the per-host daemon."""
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import asyncio
 import sys
 
@@ -32,6 +35,7 @@ from forkypig.v1 import (
     store_pb2,
     store_pb2_grpc,
 )
+from forkypig.wire.edge import Reader
 
 log = structlog.get_logger()
 
@@ -74,8 +78,8 @@ async def run(settings: Settings) -> None:
             store_pb2_grpc.add_HostStoreServicer_to_server(transfers, server)
 
         names = [s.full_name for s in services]
-        fence = FenceInterceptor(fences)
-        await serve(settings, "hostd", register, names, before_stop=host.close, interceptors=[fence])
+        interceptors = [Reader(), FenceInterceptor(fences)]
+        await serve(settings, "hostd", register, names, before_stop=host.close, interceptors=interceptors)
 
 
 def _run(settings: Settings) -> None:

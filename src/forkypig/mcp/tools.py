@@ -32,7 +32,7 @@ def told(tool: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         try:
             return await tool(*arguments, **named)
         except errors.NotFound as error:
-            raise ToolError(f"{error} (list_machines and list_snapshots say what there is)") from error
+            raise ToolError(f"{error} (list_machines, list_snapshots and list_files say what there is)") from error
         except errors.ForkyError as error:
             raise ToolError(str(error)) from error
 

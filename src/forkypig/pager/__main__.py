@@ -7,6 +7,9 @@ where it has started this one: only both at once are the end of the mount. Each 
 the settings: the home's file may be spoilt by then.
 """
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import contextlib
 import os
 import select

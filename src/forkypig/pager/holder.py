@@ -4,6 +4,9 @@ until SIGTERM, for a keeper.
 When the keeper dies this serves on and starts the next one, unless somebody else does: --kept.
 """
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import asyncio
 import contextlib
 import json
@@ -33,6 +36,7 @@ from forkypig.pager.shelf import Shelf
 from forkypig.pager.snapshot import Snapshot
 from forkypig.pager.starts import Starts
 from forkypig.v1 import pager_pb2, pager_pb2_grpc
+from forkypig.wire.edge import Reader
 
 log = structlog.get_logger()
 
@@ -80,7 +84,8 @@ async def run(settings: Settings, fd: int, inbox: Inbox, keeper: int | None, *, 
             await catalogue.close()
             await starts.close()
 
-        await serve(settings, "pager", register, service, before_stop=close, stop=connection.ended)
+        end = connection.ended
+        await serve(settings, "pager", register, service, before_stop=close, stop=end, interceptors=[Reader()])
         await tuning
     finally:
         if watching is not None:

@@ -3,6 +3,9 @@
 What serves (worker.py) takes whatever the network sends; when it dies the next one serves a second later.
 """
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import os
 import signal
 import subprocess

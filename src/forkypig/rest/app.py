@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from forkypig import errors
 from forkypig.daemon.server import VERSION
@@ -60,21 +61,36 @@ async def _ours(_request: Request, error: Exception) -> Response:
     return problem(error)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    sent = request.headers.get("content-type", "")
+    if error.errors() and tuple(error.errors()[0]["loc"]) == ("body",) and error.body and "json" not in sent.lower():
+        detail = f"the body is JSON alone, and this one says «{sent[:100]}»: send «Content-Type: application/json»"
+        return problem(detail, status=415)
     wrong = [{"where": ".".join(map(str, each["loc"])), "what": each["msg"]} for each in error.errors()[:20]]
     first = f"{wrong[0]['where']}: {wrong[0]['what']}" if wrong else "it can't be read"
     detail = f"the request is not possible as it is ({first[:300]}): see /v1/openapi.json"
     return problem(detail, status=422, kind="invalid-request", members={"errors": wrong})
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: no such path, another method, a body that is too large or no JSON."""
     assert isinstance(error, HTTPException)
+    detail, headers = str(error.detail), dict(error.headers or {})
+    if error.status_code == 404:
+        detail = f"there is nothing at {request.url.path[:200]}: see /v1/openapi.json"
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))  # the framework names those of the first route alone
+        detail = f"{request.method[:20]} is not for {request.url.path[:200]}, which takes {headers['Allow']}"
     kinds = {400: "invalid-request", 404: "not-found"}
-    return problem(
-        str(error.detail), status=error.status_code, kind=kinds.get(error.status_code, ""), headers=error.headers
-    )
+    return problem(detail, status=error.status_code, kind=kinds.get(error.status_code, ""), headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """Those that a path takes."""
+    routes = (route for room in _ROOMS for route in room.router.routes)
+    at = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in at for method in getattr(route, "methods", None) or ()}
 
 
 async def _defect(_request: Request, error: Exception) -> Response:

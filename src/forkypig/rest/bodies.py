@@ -49,7 +49,7 @@ class Publish(_Body):
         return model.PortForward(self.host_port, self.guest_port, self.protocol, self.host_address)
 
 
-class Limits(_Body):
+class NewLimits(_Body):
     """What it may use of its host; what is not given stays as it is."""
 
     cpus: Annotated[float, Field(strict=True, gt=0, le=4096)] | None = None
@@ -67,7 +67,7 @@ class Config(_Body):
     tcp: model.TcpMode | None = None
     publish: Annotated[list[Publish], Field(max_length=256)] = []
     unpublish: Annotated[list[Publish], Field(max_length=256)] = []
-    limits: Limits = Limits()
+    limits: NewLimits = NewLimits()
     no_fork: Flag | None = None
     restart: model.Restart | None = None
 
@@ -99,7 +99,7 @@ class Run(_Body):
     config: Config = Config()
 
 
-class Fork(_Body):
+class NewFork(_Body):
     """Children to be made."""
 
     count: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
@@ -215,7 +215,7 @@ class Renew(_Body):
     ttl_s: Seconds = Field(default=0.0, description="0: as it is")
 
 
-class Quota(_Body):
+class NewQuota(_Body):
     """What a tenant may have; null is no limit."""
 
     machines: Int32 | None = None
@@ -230,13 +230,13 @@ class CreateTenant(_Body):
     """A tenant to be made."""
 
     name: Name
-    quota: Quota = Quota()
+    quota: NewQuota = NewQuota()
 
 
 class SetQuota(_Body):
     """What is to change about a tenant."""
 
-    quota: Quota
+    quota: NewQuota
 
 
 class Share(_Body):

@@ -19,8 +19,9 @@ from forkypig.rest.problems import problem
 Metadata = tuple[tuple[str, str], ...]
 
 _current: ContextVar[Metadata] = ContextVar("caller", default=())
-# Header and the metadata that it becomes. A value is what gRPC can carry: printable ASCII.
-_PASSED_ON = {"authorization": "authorization", "idempotency-key": "idempotency-key", "forky-tenant": "forky-tenant"}
+# Headers that become metadata of the same name. A value is what gRPC can carry: printable ASCII.
+_PASSED_ON = ("authorization", "idempotency-key", "forky-tenant")
+_TRACE = ("traceparent", "tracestate")  # W3C's; what is odd in them is nobody's mistake but goes no further
 _KEY = "idempotency-key"
 # Beginnings of the names of methods that change nothing.
 _LOOKING = ("Get", "List", "Read", "Stat", "Download", "Doctor", "Diff", "Check", "Follow", "WhoAmI")
@@ -43,8 +44,9 @@ class AsCaller:
         if refused is not None:
             await refused(scope, receive, send)
             return
-        passed = tuple((key, value) for name, key in _PASSED_ON.items() if (value := headers.get(name)) is not None)
-        passed = (*passed, *_peer(scope))
+        passed = tuple((name, value) for name in _PASSED_ON if (value := headers.get(name)) is not None)
+        trace = ((name, ",".join(headers.getlist(name))) for name in _TRACE)
+        passed = (*passed, *(pair for pair in trace if _VALUE.fullmatch(pair[1])), *_peer(scope))
         token = _current.set(passed)
         try:
             await self._app(scope, receive, send)
@@ -72,10 +74,12 @@ class AsCaller:
 def _peer(scope: Scope) -> Metadata:
     """Where the caller is, as gRPC would name it: for the audit log, and the count of log-ins that failed."""
     host, port = scope.get("client") or ("", 0)
+    if not host:
+        return ()  # a Unix socket has none
     try:
         version = ipaddress.ip_address(host).version
-    except ValueError:
-        return ()  # a Unix socket has none
+    except ValueError:  # a proxy has said «unknown», say: that must not keep log-ins from being counted
+        host, port, version = "0.0.0.0", 0, 4  # noqa: S104 - not to listen on
     return (("forky-peer", f"ipv6:[{host}]:{port}" if version == 6 else f"ipv4:{host}:{port}"),)
 
 

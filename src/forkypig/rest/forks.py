@@ -5,7 +5,7 @@ from forkypig.rest import bodies, resources
 from forkypig.sdk.client import Forky
 
 
-async def forked(forky: Forky, source: str, body: bodies.Fork, change: model.ConfigChange) -> resources.Fork:
+async def forked(forky: Forky, source: str, body: bodies.NewFork, change: model.ConfigChange) -> resources.Fork:
     """Makes the children that the body asks for; `source` is an id."""
     made = await forky.fork(
         source,

@@ -9,23 +9,20 @@ import contextlib
 import ipaddress
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import structlog
 
 from forkypig import errors
-from forkypig.certificates.authority import Authority
+from forkypig.certificates.tls import Tls, of_authority
 from forkypig.daemon.settings import Settings
 from forkypig.sdk.connection import QUICK_S, calls, open_channel
 from forkypig.v1 import controller_pb2, controller_pb2_grpc
 
 _BACKLOG = 1024
-log = structlog.get_logger()
 _NOBODYS_TOKEN = "fp_this-is-nobodys-token"  # noqa: S105 - that is the point
 
 
@@ -71,46 +68,6 @@ class Address:
         return str(self.path) if self.path is not None else f"{self.host}:{self.port}"
 
 
-class Tls:
-    """Certificate and key, as they are in their files at each handshake: what `forky auth renew` makes is shown from
-    the next connection on."""
-
-    def __init__(self, certificate: Path, key: Path) -> None:
-        """Raises InvalidRequest when they can't be used."""
-        self._certificate, self._key = certificate, key
-        self._seen = self._state()
-        self._context = self._loaded()
-        # What uvicorn is given stays; each handshake is answered with the newest.
-        self.context = self._loaded()
-        self.context.sni_callback = self._chosen
-
-    def _state(self) -> object:
-        try:
-            return [(found.st_ino, found.st_mtime_ns) for found in (self._certificate.stat(), self._key.stat())]
-        except OSError:
-            return None
-
-    def _loaded(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(self._certificate, self._key)
-        except (OSError, ssl.SSLError) as error:
-            raise errors.InvalidRequest(
-                f"the certificate {self._certificate} and the key {self._key} can't be used ({error}): both must be "
-                "PEM files that belong together"
-            ) from error
-        return context
-
-    def _chosen(self, connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
-        if (now := self._state()) != self._seen:
-            self._seen = now
-            try:
-                self._context = self._loaded()
-            except errors.InvalidRequest as error:
-                log.error("the last certificate is shown", error=str(error))
-        connection.context = self._context
-
-
 def tls(settings: Settings, address: Address) -> Tls | None:
     """How an address is served: with the certificate that FORKY_REST_CERTIFICATE names, else with that of `forky auth
     init`; None: without TLS. Raises InvalidRequest where there must be TLS."""
@@ -121,10 +78,8 @@ def tls(settings: Settings, address: Address) -> Tls | None:
         return None
     if certificate:
         return Tls(Path(certificate), Path(key))
-    authority = Authority(settings.auth)
-    if authority.exists:
-        # Both are in the key's file, so they are always of one another.
-        return Tls(authority.server_key, authority.server_key)
+    if (own := of_authority(settings.auth)) is not None:
+        return own
     if not address.is_loopback:
         raise errors.InvalidRequest(
             f"the REST API does not listen on {address} without TLS: make a certificate with `forky auth init`, set "

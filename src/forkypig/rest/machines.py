@@ -139,7 +139,7 @@ async def wake_machine(machine: Reference, forky: Sdk) -> resources.Machine:
 
 
 @router.post("/{machine}/fork", status_code=201, dependencies=CHANGES)
-async def fork_machine(machine: Reference, forky: Sdk, body: bodies.Fork) -> resources.Fork:
+async def fork_machine(machine: Reference, forky: Sdk, body: bodies.NewFork) -> resources.Fork:
     """Splits it into itself and children that share its memory and disk copy-on-write."""
     change = body.config.change()
     found = await forky.get(machine)

@@ -36,7 +36,13 @@ STATUS: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-_TITLES = {401: "Unauthenticated", 405: "Method not allowed", 411: "Length required", 413: "Content too large"}
+_TITLES = {
+    401: "Unauthenticated",
+    405: "Method not allowed",
+    411: "Length required",
+    413: "Content too large",
+    415: "Unsupported media type",
+}
 _SENTENCES = {413: "the request's body is too large: /v1/machines/…/file and …/archive take bodies of any size"}
 
 

@@ -11,11 +11,12 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from forkypig.certificates.tls import Tls
 from forkypig.daemon.server import tell_systemd
 from forkypig.daemon.settings import Settings
 from forkypig.rest.app import make_app
 from forkypig.rest.caller import CallerChannel
-from forkypig.rest.listening import Address, Tls, bound, check_tokens_count, tls
+from forkypig.rest.listening import Address, bound, check_tokens_count, tls
 from forkypig.rest.problems import OnlyProblems
 from forkypig.sdk.client import Forky
 
@@ -34,15 +35,16 @@ class Server(uvicorn.Server):
         yield
 
 
-def made_server(app: ASGIApp, secure: Tls | None = None) -> Server:
-    """A server for the application."""
+def made_server(app: ASGIApp, secure: Tls | None = None, proxies: str = "") -> Server:
+    """A server for the application. `proxies`: settings.rest_proxies."""
     config = uvicorn.Config(
         OnlyProblems(app),
         log_config=None,
         access_log=False,
         lifespan="off",
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=[word.strip() for word in proxies.split(",")],
         ws_max_size=_MOST_MESSAGE_BYTES,
         timeout_graceful_shutdown=_GRACE_S,
     )
@@ -74,7 +76,7 @@ async def run(settings: Settings) -> None:
     if address.is_tcp:
         await check_tokens_count(settings.socket("controller"))
     async with Forky(settings.home, start=False, token="", tenant="", wrap_channel=CallerChannel) as forky:  # type: ignore[arg-type]
-        server = made_server(make_app(forky, token_needed=address.is_tcp), secure)
+        server = made_server(make_app(forky, token_needed=address.is_tcp), secure, settings.rest_proxies)
         loop = asyncio.get_running_loop()
 
         def end() -> None:

@@ -32,7 +32,7 @@ async def remove_snapshot(snapshot: Reference, forky: Sdk) -> None:
 
 
 @router.post("/snapshots/{snapshot}/fork", status_code=201, dependencies=CHANGES)
-async def fork_snapshot(snapshot: Reference, forky: Sdk, body: bodies.Fork) -> resources.Fork:
+async def fork_snapshot(snapshot: Reference, forky: Sdk, body: bodies.NewFork) -> resources.Fork:
     """Makes children of it."""
     change = body.config.change()
     found = await forky.get_snapshot(snapshot)

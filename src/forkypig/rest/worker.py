@@ -1,5 +1,8 @@
 """`python -m forkypig.rest.worker KEEPER`: serves the REST API until SIGTERM, or until its keeper ends."""
 
+if __name__ == "__main__":
+    import forkypig.daemon.lean  # noqa: F401
+
 import asyncio
 import ctypes
 import os

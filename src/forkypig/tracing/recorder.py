@@ -21,6 +21,7 @@ from forkypig.tracing import Step
 _SOON_MS = 500  # a file is read by people and tests
 _CLOSE_MS = 2000
 _LARGEST_WRITE = 1 << 20  # several processes append to one file: each batch in one piece
+_MOST_SAID = 100  # different sentences that are remembered
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -125,7 +126,19 @@ def _to_collector() -> SpanExporter:
 
 
 def _sentences() -> logging.Handler:
+    """Says each thing once: a collector that is away would have a line for every batch."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text in said:
+            return False
+        if len(said) < _MOST_SAID:
+            said.add(text)
+        return True
+
     handler = logging.StreamHandler()
     handler.setLevel(logging.ERROR)
+    handler.addFilter(is_new)
     handler.setFormatter(logging.Formatter("forky: traces are not complete: %(message)s"))
     return handler

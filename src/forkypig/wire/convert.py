@@ -1,6 +1,7 @@
 """Model <-> protobuf, one pair of functions a type. Empty strings stand for None on the wire."""
 
 from forkypig import model
+from forkypig.errors import InvalidRequest
 from forkypig.model.access import DEFAULT_TENANT
 from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 from forkypig.v1 import common_pb2 as pb
@@ -25,7 +26,10 @@ def kind_to_wire(kind: model.SnapshotKind) -> pb.SnapshotKind.ValueType:
 
 
 def kind_from_wire(number: int) -> model.SnapshotKind:
-    return _KINDS_BACK[pb.SnapshotKind.ValueType(number)]
+    """Raises InvalidRequest."""
+    if (kind := _KINDS_BACK.get(pb.SnapshotKind.ValueType(number))) is None:
+        raise InvalidRequest(f"there is no kind {number} of snapshots")
+    return kind
 
 
 def machine_to_wire(machine: model.Machine) -> pb.Machine:

@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from forkypig.controller.store import postgres, schema, sqlite
+from forkypig.controller.store import postgres, postgres_errors, schema, sqlite
 from forkypig.controller.store.standing import Standing
 from forkypig.errors import ForkyError
 
@@ -27,6 +27,9 @@ log = structlog.get_logger()
 
 _OWNER = "forky_owner"  # of the intents that a transaction writes down
 _ROOM_BYTES = 1 << 20
+# A power cut takes with it what need not last, an event of it among that, whose number somebody may have seen. SQLite
+# syncs its log every 128 pages, so they were fewer than so many.
+_SKIPPED = 1000
 # A controller that ended a moment ago may still be writing its log back, and its disk may be slow to sync.
 _PREDECESSOR_S = 20.0
 
@@ -161,7 +164,9 @@ class Store:
             async with (
                 self._turn,
                 self._connected(self._writing[lasts]) as connection,
-                postgres.turn(connection, self.standing, lasts=lasts) if self.is_shared else connection.begin(),
+                postgres.turn(connection, self.standing, lasts=lasts, probe=self._probe)
+                if self.is_shared
+                else connection.begin(),
             ):
                 yield connection
         written, self._written = self._written, asyncio.Event()
@@ -190,6 +195,7 @@ class Store:
             # Longer than wal_autocheckpoint: it is in the file by now.
             async with self.write() as connection:
                 await connection.execute(text("DROP TABLE room_set_aside"))
+                await connection.execute(text(sqlite.SKIP_EVENTS), {"n": _SKIPPED})
         except ForkyError as error:
             log.warning("no room set aside for a full disk", error=str(error))
 
@@ -198,9 +204,12 @@ class Store:
         with _errors(self.where):
             if isinstance(self.where, Path):
                 return await asyncio.to_thread(sqlite.check, self.where)
-            async with self.glance() as connection:
-                await connection.execute(text("SELECT 1"))
+            await self._probe()
         return ""
+
+    async def _probe(self) -> None:
+        async with self._connected(self._engine) as connection:
+            await postgres.probe(connection)
 
 
 @contextlib.contextmanager
@@ -211,8 +220,10 @@ def _errors(where: Path | str) -> Iterator[None]:
     except exc.IntegrityError:
         raise  # a name that is taken: the caller knows which
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise (sqlite.in_words(where, error) if isinstance(where, Path) else postgres.in_words(where, error)) from error
+        raise (
+            sqlite.in_words(where, error) if isinstance(where, Path) else postgres_errors.in_words(where, error)
+        ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if isinstance(where, Path):
             raise
-        raise postgres.in_words(where, error) from error  # what SQLAlchemy hands on, or never saw
+        raise postgres_errors.in_words(where, error) from error  # what SQLAlchemy hands on, or never saw

@@ -7,17 +7,20 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.store.prepared import Prepared, Write
 from forkypig.controller.store.tables import machines as table
 from forkypig.model import ImageId, Machine, MachineConfig, MachineId, MachineState, PoolId, Shape, SnapshotId
 
 _config = TypeAdapter(MachineConfig)
+_AT_ONCE = 500  # rows in one statement, which a server has a few seconds for
 _OTHERS = ("id", "pool")  # the columns that a row is not saved with
 
 # Made once: to put a statement together takes longer than to run it.
-_BY_ID = select(table).where(table.c.id == bindparam("wanted"))
-_BY_NAME = select(table).where(table.c.tenant == bindparam("whose"), table.c.name == bindparam("wanted"))
+_BY_ID = Prepared(select(table).where(table.c.id == bindparam("wanted")))
+_BY_NAME = Prepared(select(table).where(table.c.tenant == bindparam("whose"), table.c.name == bindparam("wanted")))
 _NEW: dict[str, Any] = {c.name: bindparam(f"new_{c.name}") for c in table.columns if c.name not in _OTHERS}
 _SAVE = update(table).where(table.c.id == bindparam("row_id")).values(_NEW)
+_SAVE_ONE = Prepared(_SAVE)
 
 
 def _values(machine: Machine) -> dict[str, Any]:
@@ -68,13 +71,13 @@ def machine_of(row: Any) -> Machine:
 
 async def get(connection: AsyncConnection, machine: str) -> Machine | None:
     """By id."""
-    row = (await connection.execute(_BY_ID, {"wanted": machine})).first()
-    return machine_of(row) if row else None
+    rows = await _BY_ID.run(connection, wanted=machine)
+    return machine_of(rows[0]) if rows else None
 
 
 async def by_name(connection: AsyncConnection, tenant: str, name: str) -> Machine | None:
-    row = (await connection.execute(_BY_NAME, {"whose": tenant, "wanted": name})).first()
-    return machine_of(row) if row else None
+    rows = await _BY_NAME.run(connection, whose=tenant, wanted=name)
+    return machine_of(rows[0]) if rows else None
 
 
 async def every(connection: AsyncConnection) -> list[Machine]:
@@ -148,8 +151,8 @@ async def count(connection: AsyncConnection, tenant: str) -> int:
 
 async def add(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
     """New rows. Raises sqlalchemy.exc.IntegrityError where a name or an id is taken."""
-    if machines:
-        await connection.execute(insert(table), [_values(machine) for machine in machines])
+    for first in range(0, len(machines), _AT_ONCE):
+        await connection.execute(insert(table), [_values(machine) for machine in machines[first : first + _AT_ONCE]])
 
 
 async def save(connection: AsyncConnection, machines: Iterable[Machine]) -> None:
@@ -163,15 +166,17 @@ async def save(connection: AsyncConnection, machines: Iterable[Machine]) -> None
 
 async def save_known(connection: AsyncConnection, machines: Sequence[Machine]) -> None:
     """Replaces rows that are there, many at once; those that are not there stay away."""
-    if not machines:
-        return
-    await connection.execute(
-        _SAVE,
-        [
-            {"row_id": machine.id, **{f"new_{k}": v for k, v in _values(machine).items() if k != "id"}}
-            for machine in machines
-        ],
-    )
+    for first in range(0, len(machines), _AT_ONCE):
+        await connection.execute(_SAVE, [_new_values(machine) for machine in machines[first : first + _AT_ONCE]])
+
+
+def saving(machine: Machine) -> Write:
+    """As `save_known`, of one, to be run with others."""
+    return Write(_SAVE_ONE, _new_values(machine))
+
+
+def _new_values(machine: Machine) -> dict[str, Any]:
+    return {"row_id": machine.id, **{f"new_{k}": v for k, v in _values(machine).items() if k != "id"}}
 
 
 async def set_snapshot(connection: AsyncConnection, machine: MachineId, snapshot: SnapshotId) -> None:

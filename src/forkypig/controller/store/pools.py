@@ -1,5 +1,6 @@
 """Rows of pools and of leases, and which machines wait in which pool."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.store.machines import machine_of
+from forkypig.controller.store.prepared import Prepared, Write
 from forkypig.controller.store.tables import machines, pool_leases
 from forkypig.controller.store.tables import pools as table
 from forkypig.model import (
@@ -26,7 +28,7 @@ from forkypig.model import (
 _config = TypeAdapter(MachineConfig)
 
 # Made once: to put a statement together takes longer than to run it, and somebody waits for these.
-_CLAIM = (
+_CLAIM = Prepared(
     update(machines)
     .where(
         machines.c.id == bindparam("wanted"),
@@ -36,7 +38,7 @@ _CLAIM = (
     .values(pool=None, state=MachineState.RUNNING.value)
     .returning(machines)
 )
-_ADD_LEASE = insert(pool_leases)
+_ADD_LEASE = Prepared(insert(pool_leases).values({c.name: bindparam(c.name) for c in pool_leases.columns}))
 
 
 def _pool(row: Any) -> Pool:
@@ -130,9 +132,8 @@ async def put_in(connection: AsyncConnection, pool: PoolId, waiting: Iterable[Ma
 
 async def claim(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> Machine | None:
     """Takes a machine that is ready out of its pool; None: it is not there, or not ready, any more."""
-    claimed = await connection.execute(_CLAIM, {"wanted": machine, "of_pool": pool})
-    row = claimed.first()
-    return machine_of(row) if row else None
+    rows = await _CLAIM.run(connection, wanted=machine, of_pool=pool)
+    return machine_of(rows[0]) if rows else None
 
 
 async def take_out(connection: AsyncConnection, pool: PoolId, machine: MachineId) -> bool:
@@ -199,10 +200,10 @@ async def lease_of(connection: AsyncConnection, machine: MachineId) -> Lease | N
 async def end_lease(connection: AsyncConnection, lease: Lease) -> None:
     """The machine's lease, if it has one, is this one, which is over."""
     await connection.execute(delete(pool_leases).where(pool_leases.c.machine == lease.machine))
-    await add_lease(connection, lease)
+    await adding_lease(lease).run(connection)
 
 
-async def add_lease(connection: AsyncConnection, lease: Lease) -> None:
+def adding_lease(lease: Lease) -> Write:
     """Of a machine that has none."""
     values = {
         "machine": lease.machine,
@@ -210,12 +211,12 @@ async def add_lease(connection: AsyncConnection, lease: Lease) -> None:
         "pool_name": lease.pool_name,
         "tenant": lease.tenant,
         "holder": lease.holder,
-        "labels": dict(lease.labels),
+        "labels": json.dumps(dict(lease.labels)),
         "ttl_s": lease.ttl_s,
         "acquired_us": lease.acquired_us,
         "expires_us": lease.expires_us,
     }
-    await connection.execute(_ADD_LEASE, values)
+    return Write(_ADD_LEASE, values)
 
 
 async def extend(connection: AsyncConnection, extended: Sequence[Lease]) -> None:

@@ -8,7 +8,8 @@ with it the lock, by a timeout of the server's.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -19,12 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from forkypig.controller.store.standing import Standing, Superseded
 from forkypig.errors import (
-    ForkyError,
-    HostUnreachable,
     InternalError,
     InvalidRequest,
-    NotPossibleNow,
-    ResourceExhausted,
 )
 
 log = structlog.get_logger()
@@ -35,14 +32,20 @@ _TAKE_TURN = f"SELECT pg_advisory_xact_lock({_TURN})"
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _NEED_NOT_LAST = "SET LOCAL synchronous_commit = off"
 _BEGIN_VIEW = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# A server that stands still is given up after so long; blocks of transactions take milliseconds.
 _CONNECT_S = 5.0
-# Blocks of transactions take milliseconds; one that waits for the turn of several others takes more.
+_COMMAND_S = 5.0
+_COMMIT_S = 20.0  # its disk may be slow
+# Those that wait to be connected when another has been given up need not find out for themselves.
+_SILENT_S = 1.0
+# Who waits for the turn of several others asks, before others would give up, whether the server is still there.
 _TURN_S = 10
-_COMMAND_S = 20.0  # a server that stands still is given up; longer than the turn is waited for
+_PROBE_S = 2.0
 # A controller whose event loop stands still for so long holds up the others no longer.
 _IDLE_S = 4
 _MIGRATE_S = 120
 _POOL = 10
+_POOL_S = 20.0  # that a reader waits behind others
 
 
 def address(text_url: str) -> URL:
@@ -65,7 +68,7 @@ def shown(url: URL) -> str:
 def engine(url: URL) -> AsyncEngine:
     """Connections; none is made yet. Their transactions are begun and ended here: SQLAlchemy would take a round trip
     to the server for each step of what is one below."""
-    made = _engine(url, turn_s=_TURN_S, isolation_level="AUTOCOMMIT")
+    made = _engine(url, turn_s=_TURN_S, command_s=_COMMAND_S, isolation_level="AUTOCOMMIT")
 
     @event.listens_for(made.sync_engine, "checkout")
     def taken(connection: Any, _record: Any, _proxy: Any) -> None:
@@ -78,11 +81,23 @@ def engine(url: URL) -> AsyncEngine:
 
 def migration_engine(url: URL) -> AsyncEngine:
     """For the migrations, which another controller may be at already."""
-    return _engine(url, turn_s=_MIGRATE_S)
+    return _engine(url, turn_s=_MIGRATE_S, command_s=_MIGRATE_S + 5.0)
 
 
-def _engine(url: URL, *, turn_s: int, **options: Any) -> AsyncEngine:
-    """`turn_s`: how long a writer waits for the others."""
+def _engine(url: URL, *, turn_s: int, command_s: float, **options: Any) -> AsyncEngine:
+    """`turn_s`: how long a writer waits for the others; `command_s`: and anybody for an answer."""
+    silent_until = float("-inf")
+
+    async def connect(*arguments: Any, **named: Any) -> Any:
+        nonlocal silent_until
+        if time.monotonic() < silent_until:
+            raise TimeoutError("it does not answer")
+        try:
+            return await asyncpg.connect(*arguments, **named)
+        except TimeoutError:
+            silent_until = time.monotonic() + _SILENT_S
+            raise
+
     settings = {
         "application_name": "forky",
         "timezone": "UTC",
@@ -94,10 +109,11 @@ def _engine(url: URL, *, turn_s: int, **options: Any) -> AsyncEngine:
         url,
         pool_size=_POOL,
         max_overflow=0,
-        pool_timeout=_COMMAND_S,
+        pool_timeout=_POOL_S,
         connect_args={
+            "async_creator_fn": connect,
             "timeout": _CONNECT_S,
-            "command_timeout": max(_COMMAND_S, turn_s + 5.0),
+            "command_timeout": command_s,
             "server_settings": settings,
         },
         **options,
@@ -113,13 +129,15 @@ async def take_turn(connection: AsyncConnection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def transaction(connection: AsyncConnection, *also: str) -> AsyncIterator[str]:
+async def transaction(
+    connection: AsyncConnection, *also: str, probe: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[str]:
     """All of the block or nothing of it. Gives what the server said to the last of the statements in `also`, which
-    are sent together with the first."""
+    are sent together with the first. `probe`: they may have to wait for others, see `turn`."""
     driver = _driver(connection)
-    told = await _tell(connection, "; ".join((_BEGIN, *also)))
-    yield told
-    if await _tell(connection, "COMMIT") != "COMMIT":
+    begin = "; ".join((_BEGIN, *also))
+    yield await (_tell(connection, begin) if probe is None else _tell_patiently(connection, begin, probe))
+    if await _tell(connection, "COMMIT", _COMMIT_S) != "COMMIT":
         # The server takes back what has met an error, and says no more than that.
         raise InternalError(
             f"a transaction that had failed was to be committed (server process {driver.get_server_pid()})"
@@ -127,15 +145,18 @@ async def transaction(connection: AsyncConnection, *also: str) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def turn(connection: AsyncConnection, standing: Standing | None, *, lasts: bool) -> AsyncIterator[None]:
+async def turn(
+    connection: AsyncConnection, standing: Standing | None, *, lasts: bool, probe: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
     """A transaction in which no other controller writes. Raises Superseded where `standing` does not hold any more:
     that is looked at in a statement of its own after the turn was taken, which sees what was committed until then.
-    `lasts`: it is on the server's disk when it is committed."""
+    `lasts`: it is on the server's disk when it is committed. `probe`: raises where the server does not answer, as who
+    waits for others can't see it."""
     also = [_TAKE_TURN] if lasts else [_NEED_NOT_LAST, _TAKE_TURN]
     if standing is not None:
         name = standing.name.replace("'", "''")
         also.append(f"SELECT 1 FROM leases WHERE name = '{name}' AND fencing = {standing.number}")  # noqa: S608
-    async with transaction(connection, *also) as told:
+    async with transaction(connection, *also, probe=probe) as told:
         if standing is not None and told != "SELECT 1":
             raise Superseded
         yield
@@ -167,10 +188,45 @@ def _driver(connection: AsyncConnection) -> Any:
     return connection.sync_connection.connection.driver_connection
 
 
-async def _tell(connection: AsyncConnection, statements: str) -> str:
+async def _tell(connection: AsyncConnection, statements: str, timeout_s: float = _COMMAND_S) -> str:
     """Past SQLAlchemy: what the server says to the last of them."""
+    told: str = await tell(connection, _driver(connection).execute, statements, timeout=timeout_s)
+    return told
+
+
+async def _tell_patiently(connection: AsyncConnection, statements: str, probe: Callable[[], Awaitable[None]]) -> str:
+    """As `_tell`, of what waits for other controllers. A server that stands still is given up as soon as elsewhere."""
+    driver = _driver(connection)
+    probing: list[asyncio.Future[None]] = []
+
+    async def look() -> None:
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                await probe()
+        except Exception as error:  # whatever it is, nobody is to wait longer
+            log.info("the database does not answer", error=str(error))
+            driver.terminate()
+
+    later = asyncio.get_running_loop().call_later(
+        _COMMAND_S - _PROBE_S, lambda: probing.append(asyncio.ensure_future(look()))
+    )
     try:
-        told: str = await _driver(connection).execute(statements)
+        return await _tell(connection, statements, _TURN_S + _COMMAND_S)
+    finally:
+        later.cancel()
+        for one in probing:
+            one.cancel()
+
+
+async def probe(connection: AsyncConnection) -> None:
+    """Raises where the server does not answer."""
+    await _tell(connection, "SELECT 1")
+
+
+async def tell(connection: AsyncConnection, how: Callable[..., Awaitable[Any]], *what: Any, **more: Any) -> Any:
+    """Past SQLAlchemy, by a method of the driver's: what the server says."""
+    try:
+        return await how(*what, **more)
     except asyncpg.PostgresError:
         raise  # it has answered; the transaction is ended when the connection is given back
     except asyncpg.InternalClientError as error:
@@ -178,80 +234,8 @@ async def _tell(connection: AsyncConnection, statements: str) -> str:
         await connection.invalidate()
         raise ConnectionResetError("it has ended the connection") from error
     except BaseException:
-        # The server may be at it still: nobody else is to have this connection.
+        # The server may be at it still: nobody else is to have this connection. It is not bidden farewell, for which
+        # SQLAlchemy would wait 2 s where the server stands still.
+        _driver(connection).terminate()
         await connection.invalidate()
         raise
-    return told
-
-
-def in_words(where: str, error: Exception) -> ForkyError:
-    """The error as ours; `where`: the address without its password."""
-    cause: Any = getattr(error, "orig", None) or error
-    state = str(getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or "")
-    told = str(cause).partition(": ")[2].partition("\n")[0] if str(cause).startswith("<class") else str(cause)
-    told = told or type(cause).__name__
-    for begins, cls, words in _WORDS:
-        if state and state.startswith(begins):
-            return cls(words.format(where=where, told=told))
-    if not state and (_is_connection_lost(error, cause) or isinstance(cause, OSError | TimeoutError)):
-        return _gone(where, told)
-    log.error("database error", database=where, state=state, exc_info=error)
-    return InternalError(f"the controller's database {where} failed: {told}")
-
-
-def _is_connection_lost(error: Exception, cause: Any) -> bool:
-    return (
-        isinstance(error, exc.TimeoutError | asyncio.TimeoutError)
-        or bool(getattr(error, "connection_invalidated", False))
-        or "connection" in str(cause).lower()
-    )
-
-
-_GONE = (
-    "the controller's database {where} can't be reached ({told}): machines run on; see that PostgreSQL runs and that "
-    "FORKY_DATABASE is right, then try again"
-)
-
-
-def _gone(where: str, told: str) -> HostUnreachable:
-    return HostUnreachable(_GONE.format(where=where, told=told))
-
-
-# By the beginning of the SQLSTATE, the first that fits (https://www.postgresql.org/docs/15/errcodes-appendix.html).
-_WORDS: tuple[tuple[tuple[str, ...], type[ForkyError], str], ...] = (
-    (("08", "57P"), HostUnreachable, _GONE),
-    (
-        ("53100", "58030"),
-        ResourceExhausted,
-        "the disk of the controller's database {where} is full ({told}): free space there and try again",
-    ),
-    (
-        ("53300",),
-        ResourceExhausted,
-        "the controller's database {where} has no connection to spare ({told}): raise its max_connections",
-    ),
-    (("53",), ResourceExhausted, "the server of the controller's database {where} ran out of something: {told}"),
-    (("28",), InvalidRequest, "the controller's database {where} refuses the login ({told}): correct FORKY_DATABASE"),
-    (("3D000",), InvalidRequest, "there is no database {where} ({told}): create it, or correct FORKY_DATABASE"),
-    (
-        ("42501",),
-        InvalidRequest,
-        "the user of {where} may not do what the controller needs ({told}): make it the owner of the database",
-    ),
-    (
-        ("25006",),
-        NotPossibleNow,
-        "{where} is a copy that can't be written ({told}): name the primary in FORKY_DATABASE",
-    ),
-    (
-        ("55P03", "40", "25P03", "57014"),
-        NotPossibleNow,
-        "others have kept the controller's database {where} busy for too long ({told}): try again",
-    ),
-    (("22021",), InvalidRequest, "text with a NUL character can't be kept: leave it out"),
-    (
-        ("XX001", "XX002"),
-        InternalError,
-        "the controller's database {where} is damaged ({told}): its server's log says more",
-    ),
-)

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 WRITES = "forky_writes"  # of a transaction: it is going to write
 LASTS = "forky_lasts"  # and what it writes is on disk when it is committed
+SKIP_EVENTS = "UPDATE sqlite_sequence SET seq = seq + :n WHERE name = 'events'"
 _DRIVER = "forky"
 # A transaction that begins as a reader can't always become a writer (SQLITE_BUSY_SNAPSHOT).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, String, bindparam, case, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.store.intents import OPEN
 from forkypig.controller.store.tables import machines, operations, snapshots
 from forkypig.core.intents import IntentKind
 from forkypig.model import MachineId, MachineState, SnapshotKind
@@ -44,9 +45,14 @@ _forks = (
     .where(_o.tenant == _tenant, _o.started_us > bindparam("since_us"), _o.kind == IntentKind.FORK.value)
     .subquery()
 )
+_pending = (
+    select(func.count().label("pending"))
+    .where(_o.tenant == _tenant, _o.status.in_(OPEN), _o.kind == IntentKind.SNAPSHOT.value)
+    .subquery()
+)
 # Each of them is one row.
-_USAGE = select(_of_machines, _of_snapshots, _forks).select_from(
-    _of_machines.join(_of_snapshots, true()).join(_forks, true())
+_USAGE = select(_of_machines, _of_snapshots, _forks, _pending).select_from(
+    _of_machines.join(_of_snapshots, true()).join(_forks, true()).join(_pending, true())
 )
 
 
@@ -55,11 +61,10 @@ async def of_tenant(
     tenant: str,
     *,
     starting: Collection[MachineId] = (),
-    pending_snapshots: int = 0,
     forks_since_us: int,
 ) -> Usage:
-    """`starting`: machines that have no QEMU and are about to; `pending_snapshots` are being taken; `forks_since_us`:
-    from when on forks are counted, whatever became of them."""
+    """`starting`: machines that have no QEMU and are about to; `forks_since_us`: from when on forks are counted,
+    whatever became of them. Snapshots that are being taken count too."""
     asked = {"tenant": tenant, "starting": list(starting), "since_us": forks_since_us}
     row = (await connection.execute(_USAGE, asked)).one()
     return Usage(
@@ -67,6 +72,6 @@ async def of_tenant(
         cpus=int(row.cpus),
         memory_mib=int(row.memory_mib),
         disk_mib=int(row.disk_mib) + (int(row.held_bytes) >> 20),
-        snapshots=int(row.kept) + pending_snapshots,
+        snapshots=int(row.kept) + row.pending,
         forks_per_minute=row.recent,
     )
