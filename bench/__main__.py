@@ -48,6 +48,7 @@ SECTIONS: dict[str, Section] = {
     network.SECTION: network.run,
     busy.SECTION: busy.run,
     busy.PACKING: busy.packing,
+    busy.DISK: busy.disk,
     durable.SECTION: durable.run,
     pools.SECTION: pools.run,
     controller.SECTION: controller.run,

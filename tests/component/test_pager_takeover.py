@@ -5,14 +5,16 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from forkypig.chunks.crypt import Key
 from forkypig.errors import HostUnreachable
 from forkypig.model.ids import new_snapshot_id
 from forkypig.pager import holder as holding
 from forkypig.v1 import pager_pb2
-from tests.component.pager_rig import PAGE, Model, Rig, drop_cache, running_pager
+from tests.component.pager_rig import PAGE, Model, Rig, child_of, drop_cache, running_pager
 
 pytestmark = pytest.mark.skipif("os.geteuid() != 0", reason="FUSE with allow_other needs root")
 SIZE = 4 * 2**20
@@ -165,6 +167,31 @@ async def test_a_spoilt_config_ends_nobody() -> None:
         while await rig.state(snapshot) != FROZEN:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
+
+
+async def test_the_keys_file_may_go_while_machines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on has the key from the one before; it is in nobody's environment or command line."""
+    file = tmp_path / "key"
+    secret = Key.create(file).secret.hex().encode()
+    monkeypatch.setenv("FORKY_STORE_KEY", str(file))
+    async with running_pager() as rig:
+        guest = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(guest.write, 0, b"packed")
+        snapshot = await rig.split(guest, None, SIZE)
+        await rig.pack(snapshot)
+        file.unlink()
+        await rig.kill_keeper()
+        await rig.next_keeper()
+        await _kill_holder(rig)
+        await asyncio.to_thread(drop_cache, rig.file(snapshot))
+        assert await rig.content(snapshot, 0, 6) == b"packed"
+        machine = await asyncio.to_thread(rig.guest, snapshot, SIZE)
+        await asyncio.to_thread(machine.write, 0, b"later")
+        later = await rig.split(machine, snapshot, SIZE)
+        await rig.pack(later)
+        for pid in (rig.keeper_pid, rig.holder_pid, await rig.reader_pid(), child_of(rig.holder_pid, "pager.packer")):
+            for name in ("environ", "cmdline"):
+                assert secret not in Path(f"/proc/{pid}/{name}").read_bytes()
 
 
 async def test_what_was_forgotten_is_not_taken_over() -> None:

@@ -1,12 +1,15 @@
 """Overlays are real qcow2 files over what they were told to stand on; checked with QEMU's own tool."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from forkypig.errors import InvalidRequest
+from forkypig.qemu import disks
 from forkypig.qemu.disks import Overlays
 
 
@@ -41,3 +44,30 @@ async def test_a_name_that_the_format_can_not_hold(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="shorter FORKY_HOME"):
         await overlays.create(tmp_path / "o.qcow2", backing=Path("/" + "x" * 1100), backing_format="raw", size_mib=1)
     assert not (tmp_path / "o.qcow2").exists()
+
+
+@pytest.mark.parametrize(
+    ("syncs_s", "made", "calm"),
+    [
+        pytest.param([0.0], 1, True, id="calm"),
+        pytest.param([0.02, 0.02, 0.0, 0.0], 3, True, id="a burst of somebody else's"),
+        pytest.param([0.02] * 20, 8, False, id="a slow disk"),
+        pytest.param([1.1] * 20, 1, False, id="a disk that hangs"),
+    ],
+)
+def test_writing_back_waits_for_a_calm_moment_and_not_for_ever(
+    syncs_s: list[float], made: int, calm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, now_s = iter(syncs_s), 0.0
+
+    def sync(_: int) -> None:
+        nonlocal now_s
+        now_s += next(left)
+
+    monkeypatch.setattr(disks, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(os, "fdatasync", sync)
+    file = tmp_path / "disk"
+    file.touch()
+    took_s = disks.write_back(file)
+    assert len(list(left)) == len(syncs_s) - made
+    assert (took_s < 0.005) == calm

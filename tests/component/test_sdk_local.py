@@ -70,6 +70,18 @@ async def test_only_what_died_is_started_again(home: Home) -> None:
     assert starts(home) == ["pager", "hostd", "controller", "hostd"]
 
 
+async def test_one_that_was_dying_when_it_was_looked_at_is_started_again(home: Home) -> None:
+    await local.up(home)
+    pid = pids.running_pid(home.pid_file("hostd"))
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # it holds its pid file and answers nobody, like one that is being killed
+    starting = asyncio.create_task(local.up(home))
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.wait_for(starting, 20)
+    assert starts(home) == ["pager", "hostd", "controller", "hostd"]
+
+
 async def test_one_that_does_not_start_is_told_with_its_last_words(home: Home, manners: Manners) -> None:
     manners["hostd"] = "broken"
     with pytest.raises(errors.HostUnreachable, match=r"the hostd did not start \(exit code 1\).*\n  hostd is broken"):
@@ -108,6 +120,17 @@ async def test_down_after_everything_died_starts_what_can_end_the_machines(home:
     assert (home.home / "shutdowns").read_text() == "x"
     assert not await shutdown.down(home)
     assert len(starts(home)) == 5
+
+
+async def test_down_needs_no_daemon_when_none_but_the_pager_was_tried(home: Home, manners: Manners) -> None:
+    """A pager that can't start (another key) has started no machine, so nothing hangs on it."""
+    await local.up(home)
+    (home.machines / "m-0123456789ab").mkdir(parents=True)
+    assert await shutdown.down(home)
+    manners["pager"] = "broken"
+    with pytest.raises(errors.HostUnreachable):
+        await local.up(home)
+    assert not await shutdown.down(home)
 
 
 async def test_a_daemon_that_does_not_want_to_end_is_killed(

@@ -68,7 +68,7 @@ class Device:
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[tuple[Instance, Device]]:
-    forky = new_instance(FORKY_PACK_AFTER_S="0.2", FORKY_SHELLS="0")
+    forky = new_instance(FORKY_SHELLS="0")
     images = (forky.home / "images").readlink()
     directory = Path(f"{forky.home}-disk")
     directory.mkdir()
@@ -119,6 +119,19 @@ def test_what_was_reported_is_there_after_a_power_cut(device: tuple[Instance, De
     assert forky.sh("again-1", "cat /dev/shm/mark /root/mark") == "asleep\nfirst"
     assert {each["tag"] for each in forky.json("tag")} >= {"oldest", "second"}
     assert "all is well" in forky.ok("fsck", "--deep")
+
+
+def test_what_a_guest_synced_outlasts_a_power_cut_right_after_its_fork(device: tuple[Instance, Device]) -> None:
+    """It boots from its disk then, since nothing of it was kept."""
+    forky, disk = device
+    forky.ok("run", "--name", "base", "--memory", "256M", "--restart", "always")
+    forky.sh("base", "echo before > /root/mark; sync")
+    forky.ok("fork", "base")
+    forky.sh("base", "echo after >> /root/mark; sync")
+    disk.cut_the_power()
+    forky.ok("up")
+    _comes_back(forky, "base")
+    assert forky.sh("base", "cat /root/mark") == "before\nafter"
 
 
 def test_packs_are_written_anew_below_running_machines(device: tuple[Instance, Device]) -> None:

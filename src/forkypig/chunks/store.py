@@ -33,13 +33,14 @@ from forkypig.chunks.small_packs import SMALL_CHUNKS, SmallPacks
 from forkypig.chunks.writer import Writer
 from forkypig.errors import Damaged, NotFound, ResourceExhausted
 
+KEY_VARIABLE = "FORKY_STORE_KEY"
 _SMALL = 0  # stands for all small packs where a number of a pack would stand
 _ZEROS = bytes(PAGE_BYTES)
 
 
 def open_store(directory: Path) -> "Store":
     """The store, with the key that FORKY_STORE_KEY names. Raises InvalidRequest when that is not the store's."""
-    key = os.environ.get("FORKY_STORE_KEY")
+    key = os.environ.get(KEY_VARIABLE)
     return Store.open(directory, Key.load(Path(key)) if key else None)
 
 

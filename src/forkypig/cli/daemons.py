@@ -63,7 +63,8 @@ def down(
         if as_json:
             printing.document({**documents.status(await local.status(place)), "was_running": ran})
         else:
-            printing.say(f"everything in {place.home} has ended" if ran else f"nothing runs in {place.home}")
+            ended = f"the daemons of {place.home} have ended" if force else f"everything in {place.home} has ended"
+            printing.say(ended if ran else f"nothing runs in {place.home}")
 
     perform(work)
 

@@ -19,7 +19,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,6 +31,7 @@ from forkypig.hostd.children import NewChild
 from forkypig.hostd.machine import LiveMachine
 from forkypig.hostd.new_snapshot import NewSnapshot, first_record
 from forkypig.hostd.packing import pack_later
+from forkypig.hostd.pause import Marks
 from forkypig.hostd.records import SnapshotPhase, SnapshotRecord
 from forkypig.hostd.shells import Shell
 from forkypig.model import ForkOptions, ForkResult, MachineState
@@ -45,32 +46,6 @@ log = structlog.get_logger()
 
 # How long processes have to come to a stop: one in an uninterruptible wait is waited for, and its disk may be slow.
 _QUIESCE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Marks:
-    """When what happened in a pause, by time.perf_counter() in seconds."""
-
-    began: float
-    stopped: float
-    saved: float
-    frozen: float
-    handed: float  # to the successor: the load begins
-    running: float
-
-    @property
-    def pause_ms(self) -> float:
-        return (self.running - self.began) * 1000
-
-    def steps(self) -> list[tracing.Step]:
-        """One after the other; `load` ends with the successor's vCPUs running."""
-        return [
-            tracing.Step("stop", self.began, self.stopped),
-            tracing.Step("save", self.stopped, self.saved),
-            tracing.Step("freeze", self.saved, self.frozen),
-            tracing.Step("hand over", self.frozen, self.handed),
-            tracing.Step("load and run", self.handed, self.running),
-        ]
 
 
 async def fork_machine(
@@ -111,7 +86,8 @@ async def split_machine(
         remainder = None
         if live.slot is not None:
             remainder = await live.slot.remainder(old.tap(), successor.parts.process_id)
-            always.callback(remainder.close)
+            always.callback(_close_later, host, remainder)
+        synced_s = await asyncio.to_thread(disks.write_back, live.record.disk)
         if quiesce:
             undo.push_async_callback(_thaw, live)
             await live.agent().quiesce(_QUIESCE_S)
@@ -124,6 +100,7 @@ async def split_machine(
                 marks = await _pause(host, live, old, successor, record, remainder, undo)
         undo.pop_all()
     pause_ms = marks.pause_ms
+    log.info("split", machine=live.id, snapshot=new.id, synced_ms=round(synced_s * 1000, 2), **marks.fields())
     tracing.record("pause", marks.steps(), machine=live.id, snapshot=new.id)
     # The successor runs: from here on it is the machine, whatever else happens.
     record = replace(
@@ -139,6 +116,7 @@ async def split_machine(
     faults.reach("record")
     host.save_snapshot(record)
     live.save()
+    await host.settle(live)  # or what the guest syncs from now on would be on an overlay that nobody knows
     return record, record.snapshot.pause_ms
 
 
@@ -188,7 +166,6 @@ async def _prepare(
     await split.offer_state(successor.process, record.devices)
     priority.foreground(successor.process.pid)
     faults.reach("prepare")
-    await asyncio.to_thread(disks.write_back, live.record.disk)
     await joining
     if live.channel is not None:
         await live.channel.prepare_move(successor.process.directory / "agent.sock")
@@ -204,7 +181,7 @@ async def _pause(
     record: SnapshotRecord,
     remainder: Remainder | None,
     undo: contextlib.AsyncExitStack,
-) -> _Marks:
+) -> Marks:
     """From `stop` to the successor running; returns what happened when."""
     undo.push_async_callback(_go_on, old, successor, record.was_running)
     faults.reach("switch")
@@ -232,17 +209,14 @@ async def _pause(
     faults.reach("load")
     handed = time.perf_counter()
     await split.load(successor.process, paused=not record.was_running)
-    marks = _Marks(began, stopped, saved, frozen, handed, time.perf_counter())
+    marks = Marks(began, stopped, saved, frozen, handed, time.perf_counter())
     await binding
-    log.info(
-        "split",
-        machine=live.id,
-        snapshot=record.snapshot.id,
-        stopped_ms=round((stopped - began) * 1000, 2),
-        saved_ms=round((saved - began) * 1000, 2),
-        pause_ms=round(marks.pause_ms, 2),
-    )
     return marks
+
+
+def _close_later(host: "Host", remainder: Remainder) -> None:
+    """Closing a packet socket waits for a grace period of the kernel, some 10 ms: not in who serves all machines."""
+    host.spawn(asyncio.to_thread(remainder.close), "close-remainder")
 
 
 async def _go_on(old: Process, successor: Shell, was_running: bool) -> None:

@@ -174,8 +174,14 @@ class Host:
                 watcher.put_nowait(live.view())
 
     async def settle(self, live: LiveMachine) -> None:
-        """What the machine's record says outlasts a power cut from here on. For what is reported as done, where a
-        machine is to be found again without its QEMU."""
+        """What the machine's record says outlasts a power cut from here on, and what that needs: its disk is made of
+        the layers of these snapshots. For what is reported as done, where a machine is to be found again without its
+        QEMU."""
+        below: list[SnapshotId] = []
+        with contextlib.suppress(NotPossibleNow):  # a layer that is gone needs no record
+            below.extend(record.snapshot.id for record in self.chains.unpacked(live.record.machine.snapshot))
+        if below:
+            await asyncio.to_thread(self.snapshot_ledger.sync, *below)
         await asyncio.to_thread(self.machine_ledger.sync, live.id)
 
     async def started(self, live: LiveMachine) -> None:

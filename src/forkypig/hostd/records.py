@@ -126,9 +126,9 @@ class Ledger(Generic[_Id, _Record]):
         """Makes what `prepare` wrote the record: from here on it survives our death, after `sync` a power cut too."""
         prepared.replace(self._path(record_id))
 
-    def sync(self, record_id: _Id | None = None) -> None:
-        """Makes what was put durable, or the record as `save` has left it. Blocks as long as the disk does."""
-        if record_id is not None:
+    def sync(self, *record_ids: _Id) -> None:
+        """Makes what was put durable, and these records as `save` has left them. Blocks as long as the disk does."""
+        for record_id in record_ids:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 sync_file(self._path(record_id))
         sync_directory(self._directory)

@@ -149,12 +149,14 @@ class ShellMaker:
                 paused=paused,
                 generation_id=generation_id or uuid.uuid4(),
             )
-            try:
-                with self.chains.opening(command.disks):
-                    process = await Process.start(parts.directory, command, tap_fd, place)
-            except BaseException:
-                parts.discard_process()
-                raise
+            undo.callback(parts.discard_process)
+            # Beside QEMU's start, which takes longer. What the guest syncs is in vain without the overlay's own header.
+            syncing = asyncio.create_task(asyncio.to_thread(disks.sync, parts.disk))
+            undo.push_async_callback(asyncio.wait, {syncing})
+            with self.chains.opening(command.disks):
+                process = await Process.start(parts.directory, command, tap_fd, place)
+            undo.push_async_callback(process.kill)
+            await syncing
             undo.pop_all()
             if tap_fd >= 0:
                 os.close(tap_fd)  # QEMU has it now; the tap goes with the last one who has

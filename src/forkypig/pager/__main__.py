@@ -26,7 +26,7 @@ import structlog
 from forkypig.daemon.foreground import run_daemon
 from forkypig.daemon.server import tell_systemd
 from forkypig.daemon.settings import Settings, handed_over, load
-from forkypig.pager import mount, succession
+from forkypig.pager import kept_key, mount, succession
 from forkypig.pager.inbox import new_inbox
 from forkypig.pager.succession import AFTER
 
@@ -93,7 +93,7 @@ class Keeper:
         words += [str(self._settings.home), self._settings.log_level]
         words += ["--taken-over"] if taken_over else []
         words += ["--kept"] if _by_systemd() else []
-        return subprocess.Popen(words, pass_fds=[self._fd, self._inbox])
+        return subprocess.Popen(words, pass_fds=[self._fd, self._inbox, *kept_key.descriptors()])
 
 
 def _by_systemd() -> bool:
@@ -113,9 +113,12 @@ def prepare(settings: Settings) -> None:
 def _run(settings: Settings) -> int:
     if (found := succession.find(settings.run / "holder.json")) is not None:
         log.error("the keeper before has died, its holder serves", holder=found.pid)
+        if found.key >= 0:
+            kept_key.take(found.key)
         keeper = Keeper(found.fuse, found.inbox, settings, found.pidfd)
         tell_systemd()
     else:
+        kept_key.keep()
         prepare(settings)
         keeper = Keeper(mount.attach(settings.memory), new_inbox(), settings)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):

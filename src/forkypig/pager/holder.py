@@ -23,7 +23,7 @@ from forkypig.daemon import logs
 from forkypig.daemon.server import now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings, handed_over
 from forkypig.errors import InvalidRequest
-from forkypig.pager import mount, roll, succession
+from forkypig.pager import kept_key, mount, roll, succession
 from forkypig.pager.catalogue import Catalogue
 from forkypig.pager.content import Content
 from forkypig.pager.filesystem import FileSystem
@@ -106,7 +106,7 @@ async def _watch(settings: Settings, keeper: int) -> None:
         log.error("the keeper died: the next is started", pid=keeper)
         words = [sys.executable, "-P", "-m", "forkypig.pager"]
         words += [succession.AFTER, str(settings.home), settings.log_level]
-        started = await asyncio.create_subprocess_exec(*words, start_new_session=True)
+        started = await asyncio.create_subprocess_exec(*words, start_new_session=True, pass_fds=kept_key.descriptors())
         keeper = started.pid
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(started.wait(), _KEEPER_STARTS_S)
@@ -135,9 +135,9 @@ def main() -> int:
     os.umask(0o077)
     raise_open_files()
     fd, inbox, keeper = (int(word) for word in sys.argv[1:4])
-    for each in (fd, inbox):
+    for each in (fd, inbox, *kept_key.descriptors()):
         os.set_inheritable(each, False)
-    succession.write(settings.run / "holder.json", fd, inbox)
+    succession.write(settings.run / "holder.json", fd, inbox, *kept_key.descriptors())
     watched = None if "--kept" in sys.argv else keeper
     try:
         asyncio.run(run(settings, fd, Inbox(inbox), watched, taken_over="--taken-over" in sys.argv))

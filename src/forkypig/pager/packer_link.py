@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from forkypig.errors import DeadlineExceeded, NotPossibleNow
+from forkypig.pager import kept_key
 from forkypig.pager.pack_job import Job
 from forkypig.pager.packer import FDS_TOGETHER, HEADER, LAST
 
@@ -99,7 +100,7 @@ class PackerLink:
                         *(sys.executable, "-P", "-m", "forkypig.pager.packer", str(theirs.fileno()), str(self._store)),
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=asyncio.subprocess.PIPE,
-                        pass_fds=(theirs.fileno(),),
+                        pass_fds=(theirs.fileno(), *kept_key.descriptors()),
                         env={**os.environ, **_ENVIRONMENT},
                     )
                 except BaseException:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from forkypig.pager import kept_key
 from forkypig.pager.index import References
 from forkypig.pager.reader import ANSWER, REQUEST
 
@@ -89,7 +90,7 @@ class ReaderLink:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "forkypig.pager.reader", str(theirs.fileno()), str(self._store)),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *kept_key.descriptors()),
             )
         connection = _Connection(self)
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: connection, sock=ours)

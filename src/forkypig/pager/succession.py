@@ -32,12 +32,13 @@ class Found:
     pidfd: int
     fuse: int
     inbox: int
+    key: int = -1  # of the store, where it has one
 
 
-def write(path: Path, fuse: int, inbox: int) -> None:
+def write(path: Path, fuse: int, inbox: int, key: int = -1) -> None:
     """Says that this process is the holder now."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"pid": os.getpid(), "fuse": fuse, "inbox": inbox}))
+    part.write_text(json.dumps({"pid": os.getpid(), "fuse": fuse, "inbox": inbox, "key": key}))
     part.replace(path)
 
 
@@ -56,7 +57,10 @@ def find(path: Path) -> Found | None:
                 return None  # another process has its number now
             fuse = _copied(pidfd, int(said["fuse"]))
             undo.callback(os.close, fuse)
-            found = Found(pid, pidfd, fuse, _copied(pidfd, int(said["inbox"])))
+            inbox = _copied(pidfd, int(said["inbox"]))
+            undo.callback(os.close, inbox)
+            key = _copied(pidfd, said["key"]) if said.get("key", -1) >= 0 else -1  # older holders do not tell
+            found = Found(pid, pidfd, fuse, inbox, key)
         except PermissionError as error:
             log.error("a holder without a keeper can't be taken over: it is ended", pid=pid, error=str(error))
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

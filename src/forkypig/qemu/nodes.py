@@ -4,6 +4,9 @@ One place says what options a node has, because a node that is opened again (`fo
 that is not named again. Named one by one and not left to the headers, so that every file uses io_uring: a load
 activates each node, which reads its metadata again, and through QEMU's thread pool that costs milliseconds a layer, in
 the pause (docs/decisions/0005).
+
+`drop-cache` is off: it is for migration between hosts. With it a load flushes each file, starts to write it back, and
+throws its pages out of the host's cache, to read them again from the disk, in the pause (docs/decisions/0025).
 """
 
 from pathlib import Path
@@ -38,6 +41,7 @@ def file_node(suffix: str, path: Path, aio: str) -> dict[str, Any]:
         "node-name": file_name(suffix),
         "filename": str(path),
         "aio": aio,
+        "drop-cache": False,
         **_access(suffix),
     }
 

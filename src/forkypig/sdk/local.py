@@ -69,7 +69,7 @@ def all_run(at: HomePaths) -> bool:
 
 
 def clean_mark(at: HomePaths) -> Path:
-    """There from an orderly `down` to the next `up`: no QEMU is left to look for."""
+    """There from an orderly `down` until hostd is started, which alone starts QEMU: none is left to look for."""
     return at.run / "down"
 
 
@@ -118,7 +118,6 @@ async def up(at: HomePaths, on_progress: OnProgress | None = None) -> None:
     Raises HostUnreachable with the end of its log when a daemon does not start."""
     make_home(at)
     async with locked(at):
-        clean_mark(at).unlink(missing_ok=True)
         await start(at, daemons(), on_progress)
         await _connected(at)
         await _start_rest(at, on_progress)
@@ -185,6 +184,8 @@ async def start(at: HomePaths, daemons: tuple[str, ...], on_progress: OnProgress
             on_progress(model.Progress(f"starting the {daemon}", number, len(daemons)))
         log_file = at.logs / f"{daemon}.log"
         began = log_file.stat().st_size if log_file.exists() else 0
+        if daemon == "hostd":
+            clean_mark(at).unlink(missing_ok=True)
         child = None if running_pid(at.pid_file(daemon)) is not None else _spawn(at, daemon, log_file)
         await _serving(at, daemon, child, began)
 
@@ -215,10 +216,14 @@ def _spawn(at: HomePaths, daemon: str, log_file: Path, **variables: str) -> subp
 
 
 async def _serving(at: HomePaths, daemon: str, child: subprocess.Popen[bytes] | None, began: int) -> None:
-    """Waits until the daemon says that it serves. `began`: where in its log this start begins."""
+    """Waits until the daemon says that it serves. `child` None: it ran already. `began`: where in its log this start
+    begins."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_S
     while not (_has_socket(at, daemon) and await is_healthy(at.socket(daemon), timeout_s=2.0)):
+        if child is None and running_pid(at.pid_file(daemon)) is None:
+            # It was killed when we looked, and had not ended yet: one with much memory takes a while.
+            child = _spawn(at, daemon, at.logs / f"{daemon}.log")
         # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
         if child is not None and child.poll() is not None and running_pid(at.pid_file(daemon)) is None:
             raise errors.HostUnreachable(

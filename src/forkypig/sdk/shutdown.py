@@ -46,6 +46,11 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
         await _unmount(at.memory)
         if in_order:
             local.clean_mark(at).touch(mode=0o600)
+        elif left := pids.machines(at.home):
+            log.warning(
+                "QEMU runs on, pids %s: `forky up` takes what lives of these machines up again",
+                " ".join(map(str, left)),
+            )
     return some_ran
 
 
