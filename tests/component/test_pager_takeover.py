@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,71 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
             except HostUnreachable:  # it answers faults a moment before it answers calls
                 assert time.monotonic() < deadline
         assert await reader == b"later"
+
+
+# A thread of the holder pushes a page at SIGUSR1, as when a machine starts.
+_PUSH = """
+import gc, pathlib, signal, sys, threading
+
+def push(number, frame):
+    fuse = sys.modules["forkypig.pager.fuse"]
+    [connection] = [each for each in gc.get_objects() if isinstance(each, fuse.Connection)]
+    node = int(pathlib.Path(__file__).with_name("node").read_text())
+    threading.Thread(target=connection.store, args=(node, 0, bytes(4096)), daemon=True).start()
+
+if "forkypig.pager.holder" in sys.orig_argv:
+    signal.signal(signal.SIGUSR1, push)
+"""
+
+
+async def test_a_holder_that_is_killed_as_it_pushes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can't end before a read is answered that only its successor can answer."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(_PUSH)
+    async with running_pager() as rig:
+        other = await asyncio.to_thread(rig.guest, None, SIZE)
+        await asyncio.to_thread(other.write, 0, b"later")
+        waits = new_snapshot_id()
+        await rig.client.reserve(waits, SIZE, None, other.pid, other.address)
+        reader = asyncio.create_task(rig.content(waits, 0, 5))
+        await asyncio.sleep(0.3)
+        (tmp_path / "node").write_text(str((await asyncio.to_thread(rig.file(waits).stat)).st_ino))
+        killed = rig.holder_pid
+        os.kill(killed, signal.SIGUSR1)
+        await _until(lambda: "D" in _states(killed))
+        os.kill(killed, signal.SIGKILL)
+        await _until(lambda: _states(killed)[:1] == ["Z"])
+        other.freeze()
+        await _until(lambda: rig.holder_pid not in (0, killed))
+        assert "D" in _states(killed)  # still
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                await rig.client.bind(waits)
+                break
+            except HostUnreachable:
+                assert time.monotonic() < deadline
+        assert await asyncio.wait_for(reader, 20) == b"later"
+        await _until(lambda: not _states(killed))
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def _states(pid: int) -> list[str]:
+    """Of the threads that are left of a process, its first one ahead; a process that nobody has buried has none."""
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        states = [
+            (tasks / task / "stat").read_text().rpartition(")")[2].split()[0] for task in sorted(os.listdir(tasks))
+        ]
+    except OSError:
+        return []
+    return [] if states == ["Z"] else states
 
 
 async def test_keepers_die_and_nobody_notices() -> None:

@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -40,8 +39,8 @@ _HOLDER_ENDS_S = 15  # it takes a second or two; `forky down` gives us 20
 class Keeper:
     """Keeps a holder."""
 
-    def __init__(self, fd: int, inbox: int, settings: Settings, found: int = -1) -> None:
-        """`found`: the pidfd of a holder that serves already."""
+    def __init__(self, fd: int, inbox: int, settings: Settings, found: succession.Found | None = None) -> None:
+        """`found`: a holder that serves already."""
         self._fd, self._inbox, self._settings, self._found = fd, inbox, settings, found
         self._holder: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -56,21 +55,21 @@ class Keeper:
         with contextlib.suppress(ProcessLookupError):
             if self._holder is not None:
                 self._holder.send_signal(number)
-            elif self._found >= 0:
-                signal.pidfd_send_signal(self._found, number)
+            elif self._found is not None:
+                signal.pidfd_send_signal(self._found.pidfd, number)
 
     def run(self) -> int:
         """Returns the exit code when it is over."""
         deaths: list[float] = []
         taken_over = False
         while not self._stopping:
-            if self._found >= 0:
-                code = self._wait_for_the_found()
+            if self._found is not None:
+                code = self._wait_for_the_found(self._found)
             else:
                 self._holder = self._start(taken_over=taken_over)
                 if self._stopping:  # the signal came in between
                     self._holder.terminate()
-                code = self._holder.wait()
+                code = _end_of(self._holder)
             if code == 0 or self._stopping or (code == succession.CAN_NOT_BE and not taken_over):
                 return code
             taken_over = True
@@ -80,12 +79,12 @@ class Keeper:
                 return 1
         return 0
 
-    def _wait_for_the_found(self) -> int:
+    def _wait_for_the_found(self, found: succession.Found) -> int:
         """Waits for a holder that is not our child. What it ended with nobody tells us: in peace it takes the mount
         away."""
-        select.select([self._found], [], [])
-        os.close(self._found)
-        self._found = -1
+        succession.wait(found.pid, found.pidfd)
+        os.close(found.pidfd)
+        self._found = None
         return 0 if mount.device_of(self._settings.memory) is None else 1
 
     def _start(self, *, taken_over: bool) -> subprocess.Popen[bytes]:
@@ -94,6 +93,17 @@ class Keeper:
         words += ["--taken-over"] if taken_over else []
         words += ["--kept"] if _by_systemd() else []
         return subprocess.Popen(words, pass_fds=[self._fd, self._inbox, *kept_key.descriptors()])
+
+
+def _end_of(holder: subprocess.Popen[bytes]) -> int:
+    """Waits for our child; returns its exit code."""
+    pidfd = os.pidfd_open(holder.pid)
+    try:
+        succession.wait(holder.pid, pidfd)
+    finally:
+        os.close(pidfd)
+    code = holder.poll()
+    return -signal.SIGKILL if code is None else code  # subprocess buries it when it starts another
 
 
 def _by_systemd() -> bool:
@@ -115,7 +125,7 @@ def _run(settings: Settings) -> int:
         log.error("the keeper before has died, its holder serves", holder=found.pid)
         if found.key >= 0:
             kept_key.take(found.key)
-        keeper = Keeper(found.fuse, found.inbox, settings, found.pidfd)
+        keeper = Keeper(found.fuse, found.inbox, settings, found)
         tell_systemd()
     else:
         kept_key.keep()

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ log = structlog.get_logger()
 AFTER = "--after"  # a keeper's argument, before home and level of the log: it is the next one
 CAN_NOT_BE = 78  # a holder's exit code (EX_CONFIG in sysexits.h): another would end as it did
 
+_LOOK_EVERY_MS = 250
 _PIDFD_GETFD = 438  # the number of the system call, on every architecture
 _MODULE = b"forkypig.pager.holder"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +71,19 @@ def find(path: Path) -> Found | None:
             return None  # it has just ended
         undo.pop_all()
         return found
+
+
+def wait(pid: int, pidfd: int) -> None:
+    """Until this process, the holder, answers nothing any more: it has ended, or all that is left of it is threads that
+    can't. One that pushes a page (FUSE_NOTIFY_STORE) waits for the lock of a page that somebody reads, uninterruptibly,
+    and the answer to that read, which the next holder has in its inbox, is what ends it."""
+    with contextlib.suppress(OSError):  # it is gone
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        while not ended.poll(_LOOK_EVERY_MS):
+            if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX":
+                log.error("the holder was killed and can't end yet: another goes on", holder=pid)
+                return
 
 
 def _copied(pidfd: int, fd: int) -> int:
