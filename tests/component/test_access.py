@@ -10,8 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from forkypig import errors
-from forkypig.controller import edge, roles
 from forkypig.controller.app import SERVICES
+from forkypig.controller.auth import roles
+from forkypig.controller.edge import edge
 from forkypig.controller.store import tenants
 from forkypig.controller.store import tokens as rows
 from forkypig.daemon.settings import Settings

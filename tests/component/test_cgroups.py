@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from forkypig.errors import NotPossibleNow
-from forkypig.hostd.cgroup_hierarchy import groups_below, processes, remove
-from forkypig.hostd.cgroups import Cgroups, Group
+from forkypig.hostd.cgroups.cgroups import Cgroups, Group
+from forkypig.hostd.cgroups.hierarchy import groups_below, processes, remove
 from forkypig.model import Limits, Shape
 from forkypig.qemu import priority
 
@@ -223,7 +223,7 @@ def test_nothing_stays_of_a_machine(rig: Rig) -> None:
 
 
 def test_a_group_that_can_not_go(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forkypig.hostd.cgroups._REMOVE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("forkypig.hostd.cgroups.cgroups._REMOVE_TIMEOUT_S", 0.05)
     group = rig.make()
     rig.start(WAIT, group)
     group.remove()

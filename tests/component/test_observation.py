@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from forkypig import errors
 from forkypig.certificates.authority import Authority
-from forkypig.controller import metrics
 from forkypig.controller.app import controller
+from forkypig.controller.auth.gate import OPERATOR
 from forkypig.controller.following import follow
-from forkypig.controller.gate import OPERATOR
-from forkypig.controller.observe_service import seen_by
+from forkypig.controller.observing import metrics
+from forkypig.controller.observing.servicer import seen_by
 from forkypig.controller.store import Store, events
 from forkypig.daemon.settings import Settings
 from forkypig.model.access import DEFAULT_TENANT, Principal, Role

@@ -57,7 +57,7 @@ async def run(instance: Instance, *words: str, **environment: str) -> tuple[int,
 
 def test_nothing_is_imported_where_nobody_asks() -> None:
     script = (
-        "import sys, forkypig.cli.main, forkypig.sdk.client, forkypig.controller.app, forkypig.hostd.service\n"
+        "import sys, forkypig.cli.main, forkypig.sdk.client, forkypig.controller.app, forkypig.hostd.services.host\n"
         "from forkypig import tracing\n"
         "tracing.start('x')\n"
         "with tracing.root('a'), tracing.span('b'): tracing.record('c', [])\n"

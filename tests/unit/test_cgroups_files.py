@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from forkypig.errors import InvalidRequest, MachineFailed, NotPossibleNow, ResourceExhausted
-from forkypig.hostd import cgroup_hierarchy, cgroup_v1, cgroup_v2, cgroups
-from forkypig.hostd.cgroup_search import Surroundings, search, whole_disk
-from forkypig.hostd.cgroups import Cgroups
+from forkypig.hostd.cgroups import cgroups, hierarchy, v1, v2
+from forkypig.hostd.cgroups.cgroups import Cgroups
+from forkypig.hostd.cgroups.search import Surroundings, search, whole_disk
 from forkypig.model import Limits, Shape
 
 V2_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.type", "cpu.max", "cpu.weight", "cpu.stat", "memory.max")
@@ -44,7 +44,7 @@ class Kernel:
 
         monkeypatch.setattr(Path, "mkdir", make)
         monkeypatch.setattr(Path, "rmdir", remove)
-        for module in (cgroup_hierarchy, cgroup_v1, cgroup_v2, cgroups):
+        for module in (hierarchy, v1, v2, cgroups):
             monkeypatch.setattr(module, "write", self.write)
 
     def populate(self, directory: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from forkypig.daemon.settings import Settings
-from forkypig.hostd import doctor, kernel
 from forkypig.hostd.checks import Check
+from forkypig.hostd.doctor import doctor, kernel
 from forkypig.qemu.accelerator import Accelerator
 
 

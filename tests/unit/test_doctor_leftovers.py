@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.daemon.settings import Settings
-from forkypig.hostd import leftovers
+from forkypig.hostd.doctor import leftovers
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path, PurePosixPath
 
-from forkypig.hostd import cgroup_search, pressure
-from forkypig.hostd.cgroup_hierarchy import Mount
-from forkypig.hostd.cgroup_v2 import V2
+from forkypig.hostd import pressure
+from forkypig.hostd.cgroups import search as cgroup_search
+from forkypig.hostd.cgroups.hierarchy import Mount
+from forkypig.hostd.cgroups.v2 import V2
 
 _PSI = "some avg10=12.50 avg60=1.00 avg300=0.10 total=3350\nfull avg10=3.25 avg60=0.50 avg300=0.05 total=2190\n"
 

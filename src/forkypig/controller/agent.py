@@ -17,7 +17,7 @@ import grpc
 from forkypig.controller.admission import Admission
 from forkypig.controller.desk import find_machine
 from forkypig.controller.host import Host, followed, host_errors
-from forkypig.controller.pool_leases import PoolLeases
+from forkypig.controller.pools.leases import PoolLeases
 from forkypig.controller.store import Store
 from forkypig.controller.streams import first_of, resumed
 from forkypig.errors import InvalidRequest

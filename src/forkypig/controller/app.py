@@ -8,27 +8,28 @@ from dataclasses import dataclass
 import grpc
 
 from forkypig.controller import names_file
-from forkypig.controller.access import Access
 from forkypig.controller.admission import Admission
 from forkypig.controller.agent import AgentServicer
-from forkypig.controller.auth_service import AuthServicer
+from forkypig.controller.auth.local_users import LocalUsers
+from forkypig.controller.auth.servicer import AuthServicer
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk
+from forkypig.controller.edge.access import Access
 from forkypig.controller.forks import Forks
 from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
-from forkypig.controller.local_users import LocalUsers
-from forkypig.controller.metrics import Metrics
-from forkypig.controller.observe_service import ObservationServicer
+from forkypig.controller.observing.metrics import Metrics
+from forkypig.controller.observing.scraping import serving
+from forkypig.controller.observing.servicer import ObservationServicer
+from forkypig.controller.observing.usage import Usage
 from forkypig.controller.peers import Peers
-from forkypig.controller.pool_servicer import PoolServicer
-from forkypig.controller.pools import Pools
+from forkypig.controller.pools.pools import Pools
+from forkypig.controller.pools.servicer import PoolServicer
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.runs import Runs
-from forkypig.controller.scraping import serving
 from forkypig.controller.servicer import ControllerServicer, Operations
 from forkypig.controller.store import Store
 from forkypig.controller.store_service import StoreServicer
@@ -36,7 +37,6 @@ from forkypig.controller.tags import Tags
 from forkypig.controller.templates import Templates
 from forkypig.controller.tenants import Tenants
 from forkypig.controller.tenants_service import TenantsServicer
-from forkypig.controller.usage import Usage
 from forkypig.daemon.server import now_us, serve
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError

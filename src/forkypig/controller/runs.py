@@ -15,7 +15,7 @@ from forkypig.controller.desk import Desk, find_snapshot
 from forkypig.controller.forks import ground_of
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
-from forkypig.controller.pools import Pools
+from forkypig.controller.pools.pools import Pools
 from forkypig.controller.principal import principal
 from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, intents, machines, snapshots

@@ -15,12 +15,12 @@ from forkypig.daemon.server import now_us, raise_open_files, serve
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
 from forkypig.hostd.adopt import adopt
-from forkypig.hostd.agent_service import AgentServicer
 from forkypig.hostd.fences import FenceInterceptor, Fences
 from forkypig.hostd.host import Host
-from forkypig.hostd.observe_service import HostObservationServicer
-from forkypig.hostd.service import HostServicer
-from forkypig.hostd.store_service import HostStoreServicer
+from forkypig.hostd.services.agent import AgentServicer
+from forkypig.hostd.services.host import HostServicer
+from forkypig.hostd.services.observation import HostObservationServicer
+from forkypig.hostd.services.store import HostStoreServicer
 from forkypig.hostd.transfer import Transfers
 from forkypig.images.store import ImageStore
 from forkypig.pager.client import PagerClient

@@ -18,8 +18,9 @@ import structlog
 from forkypig.daemon.settings import Settings
 from forkypig.errors import AlreadyExists, ForkyError, NotFound, NotPossibleNow
 from forkypig.guest.channel import GuestChannel
-from forkypig.hostd import cgroup_search, full_disk
-from forkypig.hostd.cgroups import Cgroups
+from forkypig.hostd import full_disk
+from forkypig.hostd.cgroups import search as cgroup_search
+from forkypig.hostd.cgroups.cgroups import Cgroups
 from forkypig.hostd.disk_chains import DiskChains
 from forkypig.hostd.folding import Folding
 from forkypig.hostd.ksm import Ksm

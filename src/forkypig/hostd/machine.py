@@ -10,7 +10,7 @@ import structlog
 
 from forkypig.errors import Busy, GuestUnresponsive, NotPossibleNow, ResourceExhausted
 from forkypig.guest.channel import GuestChannel
-from forkypig.hostd.cgroups import Group
+from forkypig.hostd.cgroups.cgroups import Group
 from forkypig.hostd.records import MachineRecord
 from forkypig.model import Machine, MachineConfig, MachineId, MachineState, SnapshotId
 from forkypig.net.slot import Slot

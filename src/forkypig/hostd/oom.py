@@ -4,7 +4,7 @@ pager or hostd, on which all machines depend, the host's own programs, or a froz
 import contextlib
 from pathlib import Path
 
-from forkypig.hostd.cgroup_hierarchy import write
+from forkypig.hostd.cgroups.hierarchy import write
 
 # As if the process had half of all memory besides its own (proc_pid_oom_score_adj(5)): a small machine goes before a
 # large program of somebody else. Of several machines the largest goes.

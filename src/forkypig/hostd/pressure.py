@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from forkypig.hostd.cgroup_hierarchy import Hierarchy
+from forkypig.hostd.cgroups.hierarchy import Hierarchy
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # Of /proc/PID/stat, counted after the command's name, which may have spaces: utime and stime (proc_pid_stat(5)).

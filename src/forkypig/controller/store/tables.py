@@ -125,7 +125,7 @@ operations = Table(
     Column("error", Text, nullable=False),
     Column("started_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
-    # Of the call that asked for it, where that had an idempotency key; see controller/retries.py.
+    # Of the call that asked for it, where that had an idempotency key; see controller/edge/retries.py.
     Column("request", String(64)),
     Column("content_sha256", String(64)),
     Column("tenant", String(63), nullable=False, server_default=DEFAULT_TENANT),

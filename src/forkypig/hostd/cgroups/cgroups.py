@@ -20,9 +20,9 @@ import structlog
 from forkypig.core.limits_of_children import completed
 from forkypig.errors import InvalidRequest, MachineFailed, NotPossibleNow, ResourceExhausted
 from forkypig.hostd import oom
-from forkypig.hostd.cgroup_hierarchy import FROZEN, MIB, Hierarchy, groups_below, processes, remove, write
-from forkypig.hostd.cgroup_search import Surroundings, block_device, describe, nearest, search
-from forkypig.hostd.cgroup_v1 import V1
+from forkypig.hostd.cgroups.hierarchy import FROZEN, MIB, Hierarchy, groups_below, processes, remove, write
+from forkypig.hostd.cgroups.search import Surroundings, block_device, describe, nearest, search
+from forkypig.hostd.cgroups.v1 import V1
 from forkypig.model import Limits, Shape
 
 log = structlog.get_logger()

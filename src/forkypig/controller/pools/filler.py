@@ -16,8 +16,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.desk import Desk
-from forkypig.controller.live_pool import LivePool
-from forkypig.controller.pool_leases import PoolLeases
+from forkypig.controller.pools.leases import PoolLeases
+from forkypig.controller.pools.live_pool import LivePool
 from forkypig.controller.principal import acting, for_tenant
 from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, images, intents, machines, pools, snapshots

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from forkypig.certificates.tls import Tls, of_authority
-from forkypig.controller import roles
-from forkypig.controller.access import Access
+from forkypig.controller.auth import roles
+from forkypig.controller.edge.access import Access
 from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, InvalidRequest, NotPossibleNow, TooManyRequests

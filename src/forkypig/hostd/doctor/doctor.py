@@ -13,9 +13,11 @@ from pathlib import Path
 
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError
-from forkypig.hostd import cgroup_search, kernel, leftovers, pressure
-from forkypig.hostd.cgroups import Cgroups
+from forkypig.hostd import pressure
+from forkypig.hostd.cgroups import search as cgroup_search
+from forkypig.hostd.cgroups.cgroups import Cgroups
 from forkypig.hostd.checks import Check, failed, ok, warning
+from forkypig.hostd.doctor import kernel, leftovers
 from forkypig.hostd.network import instance_of
 from forkypig.net.doctor import missing
 from forkypig.qemu.accelerator import KVM_DEVICE, Accelerator, QemuBuild, choose, qemu_build

@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from forkypig.controller.usage import Usage
+from forkypig.controller.observing.usage import Usage
 from forkypig.daemon.server import VERSION
 from forkypig.model import MachineState
 from forkypig.v1 import common_pb2 as common

@@ -20,8 +20,8 @@ import structlog
 from forkypig.controller import retried
 from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
-from forkypig.controller.live_pool import LivePool
-from forkypig.controller.pool_leases import PoolLeases
+from forkypig.controller.pools.leases import PoolLeases
+from forkypig.controller.pools.live_pool import LivePool
 from forkypig.controller.retried import Asked
 from forkypig.controller.store import answers, events, intents, pools
 from forkypig.core.intents import Intent, IntentKind, IntentStatus

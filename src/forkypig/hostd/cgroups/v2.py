@@ -8,7 +8,7 @@ process sleep. A guest whose memory can't be taken back would not end with a rea
 
 from pathlib import Path
 
-from forkypig.hostd.cgroup_hierarchy import (
+from forkypig.hostd.cgroups.hierarchy import (
     MIB,
     PERIOD_US,
     STANDS_BACK,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from forkypig.hostd.cgroup_hierarchy import Hierarchy, Mount, processes, remove
-from forkypig.hostd.cgroup_v1 import V1
-from forkypig.hostd.cgroup_v2 import V2
+from forkypig.hostd.cgroups.hierarchy import Hierarchy, Mount, processes, remove
+from forkypig.hostd.cgroups.v1 import V1
+from forkypig.hostd.cgroups.v2 import V2
 
 WANTED = ("cpu", "memory", "pids", "io")
 _OURS = frozenset({*WANTED, "cpuacct"})

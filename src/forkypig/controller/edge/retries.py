@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator
 import structlog
 from google.protobuf.message import Message
 
-from forkypig.controller import retried, roles
+from forkypig.controller import retried
+from forkypig.controller.auth import roles
 from forkypig.controller.retried import Asked
 from forkypig.controller.store import Store, answers, intents, machines, pools, snapshots
 from forkypig.controller.store.answers import Answer

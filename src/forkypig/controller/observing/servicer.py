@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 
 from forkypig.controller.following import follow
-from forkypig.controller.metrics import Metrics
+from forkypig.controller.observing.metrics import Metrics
+from forkypig.controller.observing.usage import Usage
 from forkypig.controller.principal import principal
 from forkypig.controller.store import Store
-from forkypig.controller.usage import Usage
 from forkypig.errors import InvalidRequest
 from forkypig.model.access import Principal
 from forkypig.v1 import common_pb2 as common

@@ -6,14 +6,14 @@ import grpc
 import structlog
 
 from forkypig.certificates.presented import Shown, Watched
-from forkypig.controller.attempts import Attempts
 from forkypig.controller.audit import AuditLog
-from forkypig.controller.edge import Edge
-from forkypig.controller.gate import Gate
-from forkypig.controller.local_users import LocalUsers
-from forkypig.controller.retries import Retries
+from forkypig.controller.auth.attempts import Attempts
+from forkypig.controller.auth.gate import Gate
+from forkypig.controller.auth.local_users import LocalUsers
+from forkypig.controller.auth.tokens import Tokens
+from forkypig.controller.edge.edge import Edge
+from forkypig.controller.edge.retries import Retries
 from forkypig.controller.store import Store
-from forkypig.controller.tokens import Tokens
 from forkypig.daemon.settings import Settings
 from forkypig.errors import InvalidRequest, NotPossibleNow
 from forkypig.model.listening import HostPort, parse_host_port

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from forkypig.hostd.cgroup_hierarchy import (
+from forkypig.hostd.cgroups.hierarchy import (
     MIB,
     PERIOD_US,
     STANDS_BACK,

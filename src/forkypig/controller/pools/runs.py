@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from forkypig.controller.desk import Desk
 from forkypig.controller.journal import Flight
-from forkypig.controller.live_pool import LivePool
-from forkypig.controller.pool_leases import PoolLeases
+from forkypig.controller.pools.leases import PoolLeases
+from forkypig.controller.pools.live_pool import LivePool
 from forkypig.controller.store import events, intents, machines, pools
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.reconcile import merge

@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import structlog
 
-from forkypig.controller.acquiring import Acquiring, Wish
 from forkypig.controller.changes import Changes
 from forkypig.controller.desk import Desk
-from forkypig.controller.filler import Filler
 from forkypig.controller.images import Images
-from forkypig.controller.live_pool import LivePool
-from forkypig.controller.pool_leases import PoolLeases
-from forkypig.controller.pool_runs import PoolRuns
-from forkypig.controller.pool_sources import check_still_there, pool_of
+from forkypig.controller.pools.acquiring import Acquiring, Wish
+from forkypig.controller.pools.filler import Filler
+from forkypig.controller.pools.leases import PoolLeases
+from forkypig.controller.pools.live_pool import LivePool
+from forkypig.controller.pools.runs import PoolRuns
+from forkypig.controller.pools.sources import check_still_there, pool_of
 from forkypig.controller.principal import principal
 from forkypig.controller.store import events, machines, pools
 from forkypig.controller.templates import Templates

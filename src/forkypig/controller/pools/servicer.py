@@ -1,11 +1,11 @@
-"""The Pools service: protobuf in, protobuf out. What is done is in controller/pools.py."""
+"""The Pools service: protobuf in, protobuf out. What is done is in controller/pools/pools.py."""
 
 from typing import Any
 
 import grpc
 
-from forkypig.controller.acquiring import Wish
-from forkypig.controller.pools import Pools
+from forkypig.controller.pools.acquiring import Wish
+from forkypig.controller.pools.pools import Pools
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import pools_pb2 as pb
 from forkypig.v1 import pools_pb2_grpc

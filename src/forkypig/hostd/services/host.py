@@ -19,7 +19,6 @@ from forkypig.hostd import (
     boot,
     children,
     comparison,
-    doctor,
     fork,
     hibernation,
     lifecycle,
@@ -30,6 +29,7 @@ from forkypig.hostd import (
 )
 from forkypig.hostd.children import NewChild
 from forkypig.hostd.console import read_console
+from forkypig.hostd.doctor import doctor
 from forkypig.hostd.fences import Fences
 from forkypig.hostd.host import Host
 from forkypig.hostd.new_snapshot import NewSnapshot

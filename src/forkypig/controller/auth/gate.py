@@ -8,11 +8,11 @@ owner and root can connect, as the kernel sees to, and these are the operator.
 from collections.abc import Mapping
 
 from forkypig.certificates.presented import Watched
-from forkypig.controller.attempts import Attempts, place_of
-from forkypig.controller.local_users import LocalUsers
+from forkypig.controller.auth.attempts import Attempts, place_of
+from forkypig.controller.auth.local_users import LocalUsers
+from forkypig.controller.auth.tokens import Tokens
 from forkypig.controller.principal import in_tenant
 from forkypig.controller.store import Store, tenants
-from forkypig.controller.tokens import Tokens
 from forkypig.errors import NotFound, Unauthenticated
 from forkypig.model.access import DEFAULT_TENANT, Principal, Role
 

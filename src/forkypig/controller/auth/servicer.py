@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 
 from forkypig.controller.audit import AuditLog
+from forkypig.controller.auth.tokens import Tokens
 from forkypig.controller.principal import principal
 from forkypig.controller.store.tokens import Token
-from forkypig.controller.tokens import Tokens
 from forkypig.errors import InvalidRequest
 from forkypig.model.access import Role
 from forkypig.v1 import auth_pb2 as pb

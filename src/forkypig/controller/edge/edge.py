@@ -15,12 +15,13 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import Message
 
-from forkypig.controller import retries, roles, subjects
 from forkypig.controller.audit import AuditLog
-from forkypig.controller.gate import Gate
+from forkypig.controller.auth import roles
+from forkypig.controller.auth.gate import Gate
+from forkypig.controller.edge import retries, subjects
+from forkypig.controller.edge.retries import Retries
 from forkypig.controller.principal import begin_acting
 from forkypig.controller.retried import Asked
-from forkypig.controller.retries import Retries
 from forkypig.core.rate import Rates
 from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings

@@ -1,0 +1,1 @@
+"""Who may call: tokens, certificates, users of this computer, roles."""

@@ -1,0 +1,1 @@
+"""What is seen of the machines from outside: events, usage, metrics."""

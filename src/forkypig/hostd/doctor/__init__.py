@@ -1,0 +1,1 @@
+"""What this computer lacks, and what was left behind on it."""

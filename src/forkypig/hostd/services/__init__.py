@@ -1,0 +1,1 @@
+"""What hostd answers: its gRPC services, protobuf in and out."""
