@@ -14,7 +14,7 @@ from forkypig.core.admission import (
     look,
     reckoned_mib,
 )
-from forkypig.core.quotas import check_quota, of_machines
+from forkypig.core.quotas import check_quota, of_machines, of_snapshot
 from forkypig.errors import ResourceExhausted
 from forkypig.model import Shape
 from forkypig.model.tenants import Quota, Tenant, Usage
@@ -86,3 +86,6 @@ def test_a_quota_stops_only_what_it_is_about() -> None:
         check_quota(tenant, Usage(machines=1), of_machines(Shape(), 2))
     with pytest.raises(ResourceExhausted, match="0 MiB of memory"):
         check_quota(tenant, Usage(), of_machines(Shape(), 1))
+    check_quota(Tenant(name="red", quota=Quota(disk_mib=10)), Usage(disk_mib=9), of_snapshot())
+    with pytest.raises(ResourceExhausted, match="10 MiB of disk"):
+        check_quota(Tenant(name="red", quota=Quota(disk_mib=10)), Usage(disk_mib=10), of_snapshot())

@@ -21,7 +21,7 @@ from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.lifecycle import Action, check_allowed
 from forkypig.core.limits import check_count
 from forkypig.core.names import child_names
-from forkypig.core.quotas import of_machines
+from forkypig.core.quotas import of_machines, of_snapshot
 from forkypig.core.reconcile import merge
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError
@@ -42,7 +42,6 @@ from forkypig.model import (
     new_machine_id,
     new_snapshot_id,
 )
-from forkypig.model.tenants import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ class Forks:
                 check_allowed(machine, Action.SNAPSHOT)
                 check_may_fork(machine)
                 await check_tag_is_free(tx, tag)
-                await admit(tx, Usage(snapshots=1))
+                await admit(tx, of_snapshot())
                 intent = await intents.add(
                     tx,
                     IntentKind.SNAPSHOT,

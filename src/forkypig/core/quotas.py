@@ -33,6 +33,12 @@ def of_start(shape: Shape) -> Usage:
     return Usage(cpus=shape.cpus, memory_mib=shape.memory_mib)
 
 
+def of_snapshot() -> Usage:
+    """What a snapshot of a machine adds. How much it holds is known when it is packed: whose disk is used up by then
+    takes no more of them."""
+    return Usage(snapshots=1, disk_mib=1)
+
+
 def check_quota(tenant: Tenant, used: Usage, added: Usage) -> None:
     """Raises ResourceExhausted, saying which quota, what is used and what is allowed, where `added` would be too much.
 
