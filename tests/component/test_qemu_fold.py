@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -62,15 +63,15 @@ async def _qemu(directory: Path, chain: list[tuple[Path, str]]) -> AsyncIterator
         below = str(depth + 1) if depth + 1 < len(chain) else None
         for options in (nodes.file_node(str(depth), path, "threads"), nodes.format_node(str(depth), driver, below)):
             arguments += ["-blockdev", json.dumps(options)]
-    socket = directory / "qmp.sock"
-    qmp = ["-qmp", f"unix:{socket},server=on,wait=off"]
-    started = await asyncio.create_subprocess_exec(
-        "qemu-system-x86_64", "-machine", "none", "-display", "none", "-nodefaults", *qmp, *arguments
-    )
+    with socket.socket(socket.AF_UNIX) as listening:  # made here, so that it listens before anybody connects
+        listening.bind(str(directory / "qmp.sock"))
+        listening.listen()
+        qmp = ["-chardev", f"socket,id=qmp,fd={listening.fileno()},server=on,wait=off", "-mon", "qmp,mode=control"]
+        started = await asyncio.create_subprocess_exec(
+            *("qemu-system-x86_64", "-machine", "none", "-display", "none", "-nodefaults", *qmp, *arguments),
+            pass_fds=[listening.fileno()],
+        )
     try:
-        while not socket.exists():
-            assert started.returncode is None
-            await asyncio.sleep(0.01)
         process = await Process.adopt(directory, "q-1", started.pid, connect=True)
         yield process
         await process.session.close()
