@@ -65,7 +65,7 @@ def test_writing_back_waits_for_a_calm_moment_and_not_for_ever(
         now_s += next(left)
 
     monkeypatch.setattr(disks, "time", SimpleNamespace(monotonic=lambda: now_s))
-    monkeypatch.setattr(os, "fsync", sync)  # of a new block: a disk that nobody wrote to is synced at once
+    monkeypatch.setattr(os, "fdatasync", sync)
     file = tmp_path / "disk"
     file.touch()
     took_s = disks.write_back(file)
