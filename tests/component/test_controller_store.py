@@ -1,4 +1,6 @@
-"""The database itself, on both engines."""
+"""The database itself, on both engines.
+
+More than 500 lines: a test for each thing it promises, on the fixtures of this file."""
 
 import asyncio
 import contextlib

@@ -12,7 +12,7 @@ import pytest
 
 from forkypig.chunks.crypt import Key
 from forkypig.errors import HostUnreachable
-from forkypig.model.ids import new_snapshot_id
+from forkypig.model.ids import SnapshotId, new_snapshot_id
 from forkypig.pager import holder as holding
 from forkypig.v1 import pager_pb2
 from tests.component.pager_rig import PAGE, Model, Rig, child_of, drop_cache, running_pager
@@ -30,6 +30,16 @@ async def _kill_holder(rig: Rig, but: int = 0) -> int:
         await asyncio.sleep(0.02)
     os.kill(holder, signal.SIGKILL)
     return holder
+
+
+async def _bind(rig: Rig, snapshot: SnapshotId) -> None:
+    """By the next holder, which answers faults a moment before it answers calls."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return await rig.client.bind(snapshot)
+        except HostUnreachable:
+            assert time.monotonic() < deadline
 
 
 async def test_machines_on_packed_and_frozen_memory_outlive_holders() -> None:
@@ -94,13 +104,7 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         assert await rig.content(snapshot, 0, 6) == b"before"
         assert not reader.done()
         other.freeze()
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                await rig.client.bind(waits)
-                break
-            except HostUnreachable:  # it answers faults a moment before it answers calls
-                assert time.monotonic() < deadline
+        await _bind(rig, waits)
         assert await reader == b"later"
 
 
@@ -139,13 +143,7 @@ async def test_a_holder_that_is_killed_as_it_pushes_a_page(tmp_path: Path, monke
         other.freeze()
         await _until(lambda: rig.holder_pid not in (0, killed))
         assert "D" in _states(killed)  # still
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                await rig.client.bind(waits)
-                break
-            except HostUnreachable:
-                assert time.monotonic() < deadline
+        await _bind(rig, waits)
         assert await asyncio.wait_for(reader, 20) == b"later"
         await _until(lambda: not _states(killed))
 
@@ -190,13 +188,7 @@ async def test_keepers_die_and_nobody_notices() -> None:
         os.kill(holder, signal.SIGKILL)
         assert await rig.content(snapshot, 0, 6) == b"frozen"
         other.freeze()
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                await rig.client.bind(waits)
-                break
-            except HostUnreachable:
-                assert time.monotonic() < deadline
+        await _bind(rig, waits)
         assert await reader == bytes(5)
         assert rig.holder_pid != holder
 

@@ -169,15 +169,8 @@ _COLUMNS: "dict[str, Callable[[MachineUse, float | None], str]]" = {
     "RSS": lambda use, _: _size(use.resident_bytes),
     "LAST PAUSE": lambda use, _: printing.milliseconds(use.last_pause_ms) if use.last_pause_ms else "",
 }
-_GIVEN_UP = (
-    "RSS",
-    "POOL",
-    "SHARED",
-    "LAST PAUSE",
-    "STATE",
-    "PSS",
-    "OWN",
-)  # where a terminal is too narrow, in this order
+# Where a terminal is too narrow, in this order.
+_GIVEN_UP = ("RSS", "POOL", "SHARED", "LAST PAUSE", "STATE", "PSS", "OWN")
 
 
 class _Gauge:
