@@ -68,9 +68,8 @@ class Settings(HomePaths, BaseSettings):
     listen: str = ""  # HOST:PORT for callers with tokens; off loopback only with the certificates of `forky auth init`
     listen_certificates: str = ""  # HOST:PORT for callers with certificates of that authority, and no others
     local_users: str = ""  # who else of this computer may come in: USER=TENANT:ROLE,… or @GROUP=TENANT:ROLE,…
-    rate_per_s: float = Field(
-        default=100.0, ge=0
-    )  # calls that one caller, the operator excepted, may make in the long run; 0: any number
+    # calls that one caller, the operator excepted, may make in the long run; 0: any number
+    rate_per_s: float = Field(default=100.0, ge=0)
     rate_burst: int = Field(default=2000, ge=1)  # and at once
     # from one address; then it is sent away before its credentials are looked up; 0: any number
     failed_logins_per_minute: int = Field(default=30, ge=0)

@@ -82,18 +82,6 @@ async def end(daemon: str, pid_file: Path) -> bool:
     return True
 
 
-def machines(home: Path) -> list[int]:
-    """Pids of the QEMU processes of a home, by their command lines."""
-    found = []
-    below = b"=" + os.fsencode(str(home).replace(",", ",,")) + b"/"
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            words = entry.read_bytes()
-            if b"\0-name\0guest=q-" in words and below in words:
-                found.append(int(entry.parent.name))
-    return sorted(found)
-
-
 async def _ended(pidfd: int, timeout_s: float) -> bool:
     """Waits until the process has ended (a pidfd is readable then)."""
     loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from forkypig import errors, model
 from forkypig.daemon.home import HomePaths
+from forkypig.daemon.processes import qemu_processes
 from forkypig.sdk import local, pids
 from forkypig.sdk.connection import calls, open_channel
 from forkypig.sdk.pids import running_pid
@@ -46,7 +47,7 @@ async def down(at: HomePaths, on_progress: local.OnProgress | None = None, *, fo
         await _unmount(at.memory)
         if in_order:
             local.clean_mark(at).touch(mode=0o600)
-        elif left := pids.machines(at.home):
+        elif left := qemu_processes(at.home):
             log.warning(
                 "QEMU runs on, pids %s: `forky up` takes what lives of these machines up again",
                 " ".join(map(str, left)),

@@ -5,11 +5,11 @@ Only looks and never ends anything: hostd's adoption removes what it knows, so w
 
 import asyncio
 import errno
-import os
 import re
 import socket
 from pathlib import Path
 
+from forkypig.daemon.processes import qemu_processes
 from forkypig.daemon.settings import Settings
 from forkypig.hostd.checks import Check, ok, warning
 
@@ -38,23 +38,9 @@ def _processes(settings: Settings) -> Check:
 
 
 def lost_processes(home: Path) -> list[int]:
-    """Pids of QEMU processes of this home whose process directory is gone, so that hostd can't adopt them.
-
-    Both the name and a path below the home must be in the command line: other instances' processes are not ours.
-    """
-    found = []
-    below = b"=" + os.fsencode(str(home).replace(",", ",,")) + b"/"
-    for entry in PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command_line = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue  # it has ended meanwhile
-        match = re.search(rb"\0-name\0guest=(q-[0-9a-f]+)[,\0]", command_line)
-        if match and below in command_line and not (home / "qemu" / match[1].decode()).is_dir():
-            found.append(int(entry.name))
-    return sorted(found)
+    """Pids of QEMU processes of this home whose process directory is gone, so that hostd can't adopt them."""
+    found = qemu_processes(home, PROC)
+    return [pid for pid, process_id in found.items() if not (home / "qemu" / process_id).is_dir()]
 
 
 async def _mounts(settings: Settings) -> Check:
