@@ -108,7 +108,8 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         assert await reader == b"later"
 
 
-# A thread of the holder pushes a page at SIGUSR1, as when a machine starts.
+# A thread of the holder pushes a page at SIGUSR1, as when a machine starts: what the snapshot has there, as the push may
+# get through before the reader has copied the page.
 _PUSH = """
 import gc, pathlib, signal, sys, threading
 
@@ -116,7 +117,7 @@ def push(number, frame):
     fuse = sys.modules["forkypig.pager.fuse"]
     [connection] = [each for each in gc.get_objects() if isinstance(each, fuse.Connection)]
     node = int(pathlib.Path(__file__).with_name("node").read_text())
-    threading.Thread(target=connection.store, args=(node, 0, bytes(4096)), daemon=True).start()
+    threading.Thread(target=connection.store, args=(node, 0, b"later" + bytes(4091)), daemon=True).start()
 
 if "forkypig.pager.holder" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, push)
