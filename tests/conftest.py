@@ -1,6 +1,13 @@
-"""For all tests: how long an example takes says something of the host, and nothing of the code."""
+"""For all tests: how long an example takes says something of the host, and nothing of the code; and Ctrl-C."""
+
+import signal
 
 from hypothesis import settings
 
 settings.register_profile("forky", deadline=None)
 settings.load_profile("forky")
+
+
+def pytest_keyboard_interrupt() -> None:
+    """From here on the fixtures clean up, which ends machines and daemons: a second Ctrl-C would leave them behind."""
+    signal.signal(signal.SIGINT, lambda *_: None)

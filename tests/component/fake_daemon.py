@@ -1,5 +1,6 @@
 """A process that behaves as a daemon of ours does towards `forky up` and `down`. Arguments: its name, and its manner:
-good, stubborn (does not end by SIGTERM), broken (does not start), deaf (refuses to shut machines down)."""
+good, stubborn (does not end by SIGTERM), broken (does not start), slow (has begun, and comes no further), deaf (refuses
+to shut machines down)."""
 
 import asyncio
 import os
@@ -37,6 +38,9 @@ async def main(name: str, manner: str) -> None:
     if manner == "broken":
         sys.exit(f"{name} is broken: no such luck")
     place = home_from_environment()
+    if manner == "slow":
+        (place.home / "slow").write_text(str(os.getpid()))
+        await asyncio.Event().wait()
     _held = PidFile(place.pid_file(name))
     place.socket(name).unlink(missing_ok=True)
     server = grpc.aio.server()

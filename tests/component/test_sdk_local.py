@@ -15,7 +15,6 @@ from forkypig.daemon.server import PidFile
 from forkypig.sdk import local, pids, shutdown
 
 _DAEMON = Path(__file__).with_name("fake_daemon.py")
-_SHORT_TERM_S = 0.5
 
 
 class Manners(dict[str, str]):
@@ -29,7 +28,6 @@ class Manners(dict[str, str]):
 def manners(monkeypatch: pytest.MonkeyPatch) -> Manners:
     made = Manners()
     monkeypatch.setattr(local, "daemon_argv", made.argv)
-    monkeypatch.setattr(pids, "TERM_S", _SHORT_TERM_S)
     return made
 
 
@@ -78,7 +76,7 @@ async def test_one_that_was_dying_when_it_was_looked_at_is_started_again(home: H
     starting = asyncio.create_task(local.up(home))
     await asyncio.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
-    await asyncio.wait_for(starting, 20)
+    await asyncio.wait_for(starting, 60)
     assert starts(home) == ["pager", "hostd", "controller", "hostd"]
 
 
@@ -87,6 +85,22 @@ async def test_one_that_does_not_start_is_told_with_its_last_words(home: Home, m
     with pytest.raises(errors.HostUnreachable, match=r"the hostd did not start \(exit code 1\).*\n  hostd is broken"):
         await local.up(home)
     assert starts(home) == ["pager"]
+
+
+async def test_a_start_that_is_given_up_leaves_no_daemon_that_down_does_not_find(home: Home, manners: Manners) -> None:
+    manners["hostd"] = "slow"
+    starting = asyncio.create_task(local.up(home))
+    while not (home.home / "slow").exists():
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    [child] = [each for each in local._started if each.args == manners.argv("hostd")]
+    assert child.poll() == -signal.SIGTERM
+    assert pids.running_pid(home.pid_file("pager")) is not None  # it served already
+    manners["hostd"] = "good"
+    await local.up(home)
+    assert starts(home) == ["pager", "hostd", "controller"]
 
 
 async def test_down_shuts_down_and_ends_all(home: Home) -> None:
@@ -134,8 +148,9 @@ async def test_down_needs_no_daemon_when_none_but_the_pager_was_tried(home: Home
 
 
 async def test_a_daemon_that_does_not_want_to_end_is_killed(
-    home: Home, manners: Manners, caplog: pytest.LogCaptureFixture
+    home: Home, manners: Manners, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pids, "TERM_S", 0.5)
     manners["controller"] = "stubborn"
     await local.up(home)
     await shutdown.down(home)

@@ -138,17 +138,20 @@ async def _start_rest(at: HomePaths, on_progress: OnProgress | None) -> None:
     _rest_mark(at).unlink(missing_ok=True)  # of one that was killed
     child = _spawn(at, REST, log_file, FORKY_REST=address)
     deadline = asyncio.get_running_loop().time() + _START_S
-    while not _rest_mark(at).exists():
-        if child.poll() is not None:
-            raise errors.HostUnreachable(
-                f"the REST API did not start (exit code {child.returncode}): {_tail(at, REST, began)}"
-            )
-        if asyncio.get_running_loop().time() > deadline:
-            child.terminate()
-            raise errors.HostUnreachable(
-                f"the REST API does not serve after {_START_S:.0f} s: {_tail(at, REST, began)}"
-            )
-        await asyncio.sleep(_POLL_S)
+    try:
+        while not _rest_mark(at).exists():
+            if child.poll() is not None:
+                raise errors.HostUnreachable(
+                    f"the REST API did not start (exit code {child.returncode}): {_tail(at, REST, began)}"
+                )
+            if asyncio.get_running_loop().time() > deadline:
+                raise errors.HostUnreachable(
+                    f"the REST API does not serve after {_START_S:.0f} s: {_tail(at, REST, began)}"
+                )
+            await asyncio.sleep(_POLL_S)
+    except BaseException:
+        await pids.end_child(REST, child)
+        raise
     mark.write_text(address)
 
 
@@ -217,26 +220,29 @@ def _spawn(at: HomePaths, daemon: str, log_file: Path, **variables: str) -> subp
 
 async def _serving(at: HomePaths, daemon: str, child: subprocess.Popen[bytes] | None, began: int) -> None:
     """Waits until the daemon says that it serves. `child` None: it ran already. `began`: where in its log this start
-    begins."""
+    begins. What was started here is ended if it does not come to that."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_S
-    while not (_has_socket(at, daemon) and await is_healthy(at.socket(daemon), timeout_s=2.0)):
-        if child is None and running_pid(at.pid_file(daemon)) is None:
-            # It was killed when we looked, and had not ended yet: one with much memory takes a while.
-            child = _spawn(at, daemon, at.logs / f"{daemon}.log")
-        # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
-        if child is not None and child.poll() is not None and running_pid(at.pid_file(daemon)) is None:
-            raise errors.HostUnreachable(
-                f"the {daemon} did not start (exit code {child.returncode}): {_tail(at, daemon, began)}"
-            )
-        if loop.time() > deadline:
-            if child is not None and child.poll() is None:
-                child.terminate()
-            raise errors.HostUnreachable(
-                f"the {daemon} does not answer on {at.socket(daemon)} after {_START_S:.0f} s: "
-                f"{_tail(at, daemon, began)}"
-            )
-        await asyncio.sleep(_POLL_S)
+    try:
+        while not (_has_socket(at, daemon) and await is_healthy(at.socket(daemon), timeout_s=2.0)):
+            if child is None and running_pid(at.pid_file(daemon)) is None:
+                # It was killed when we looked, and had not ended yet: one with much memory takes a while.
+                child = _spawn(at, daemon, at.logs / f"{daemon}.log")
+            # One that lost the race for the pid file to another start (systemd's, say) ends, and the other serves.
+            if child is not None and child.poll() is not None and running_pid(at.pid_file(daemon)) is None:
+                raise errors.HostUnreachable(
+                    f"the {daemon} did not start (exit code {child.returncode}): {_tail(at, daemon, began)}"
+                )
+            if loop.time() > deadline:
+                raise errors.HostUnreachable(
+                    f"the {daemon} does not answer on {at.socket(daemon)} after {_START_S:.0f} s: "
+                    f"{_tail(at, daemon, began)}"
+                )
+            await asyncio.sleep(_POLL_S)
+    except BaseException:  # Ctrl-C as well: one that has no pid file yet would be found by no `down`
+        if child is not None:
+            await pids.end_child(daemon, child)
+        raise
 
 
 def _has_socket(at: HomePaths, daemon: str) -> bool:

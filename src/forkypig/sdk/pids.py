@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,16 +71,29 @@ async def end(daemon: str, pid_file: Path) -> bool:
     with _pidfd(pid_file) as found:
         if found is None:
             return False
-        pid, fd = found
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(fd, signal.SIGTERM)
-        if not await _ended(fd, TERM_S):
-            log.warning("the %s (pid %d) has not ended %.0f s after SIGTERM: killing it", daemon, pid, TERM_S)
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            if not await _ended(fd, KILL_S):
-                log.error("the %s (pid %d) has not ended %.0f s after SIGKILL", daemon, pid, KILL_S)
+        await _end(daemon, *found)
     return True
+
+
+async def end_child(daemon: str, child: subprocess.Popen[bytes]) -> None:
+    """The same for one that we started, whether it has a pid file yet or not."""
+    if child.poll() is None:
+        fd = os.pidfd_open(child.pid)
+        try:
+            await _end(daemon, child.pid, fd)
+        finally:
+            os.close(fd)
+
+
+async def _end(daemon: str, pid: int, fd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+    if not await _ended(fd, TERM_S):
+        log.warning("the %s (pid %d) has not ended %.0f s after SIGTERM: killing it", daemon, pid, TERM_S)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        if not await _ended(fd, KILL_S):
+            log.error("the %s (pid %d) has not ended %.0f s after SIGKILL", daemon, pid, KILL_S)
 
 
 async def _ended(pidfd: int, timeout_s: float) -> bool:
