@@ -90,7 +90,7 @@ class Client:
         return [e.kind for e in (await self.call("ListEvents", pb.ListEventsRequest())).events]
 
 
-async def eventually(condition: Any, timeout_s: float = 10.0) -> Any:
+async def eventually(condition: Any, timeout_s: float = 30.0) -> Any:
     """Waits until `await condition()` is true; fails the test when it does not become so."""
     async with asyncio.timeout(timeout_s):
         while not (result := await condition()):

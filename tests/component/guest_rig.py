@@ -90,7 +90,7 @@ class Guest:
         await self.port.run()
         await self.channel.move()
 
-    async def reopen(self, orphans: str, identity: Identity | None = None, deadline_s: float = 10) -> AgentInfo:
+    async def reopen(self, orphans: str, identity: Identity | None = None, deadline_s: float = 30) -> AgentInfo:
         """Another hostd, or a fork's child: a new session with the same agent, while the old one's bytes lie about."""
         path = await self.port.listen()
         await self.port.freeze()
@@ -140,7 +140,7 @@ async def greeted(guest: Guest) -> Guest:
     host = await guest.port.listen()
     await guest.channel.connect(host, identity=None, orphans="run")
     await guest.port.run()
-    await guest.channel.answered(10)
+    await guest.channel.answered(30)
     return guest
 
 

@@ -34,14 +34,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes net
 def ip(*arguments: str, inside: str | None = None) -> str:
     """Runs `ip`, in a namespace by name or in this thread's."""
     where = ["-n", inside] if inside else []
-    result = subprocess.run(["ip", *where, *arguments], capture_output=True, text=True, timeout=20)
+    result = subprocess.run(["ip", *where, *arguments], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, f"ip {' '.join(arguments)}: {result.stderr}"
     return result.stdout
 
 
 def nft(*arguments: str) -> str:
     """Runs `nft` in this thread's namespace."""
-    return subprocess.run(["nft", *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
+    return subprocess.run(["nft", *arguments], capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def within(name: str, work: Callable[[], T]) -> T:
@@ -58,20 +58,20 @@ def within(name: str, work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=go)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     if failure:
         raise failure[0]
     return outcome[0]
 
 
-def new_socket(name: str, kind: int = socket.SOCK_STREAM, timeout_s: float = 3.0) -> socket.socket:
+def new_socket(name: str, kind: int = socket.SOCK_STREAM, timeout_s: float = 20.0) -> socket.socket:
     """A socket in a namespace; it stays in there, whoever uses it."""
     made = within(name, lambda: socket.socket(socket.AF_INET, kind))
     made.settimeout(timeout_s)
     return made
 
 
-def connect(name: str, address: str, port: int, timeout_s: float = 3.0) -> socket.socket:
+def connect(name: str, address: str, port: int, timeout_s: float = 20.0) -> socket.socket:
     """A TCP connection from a namespace."""
     made = new_socket(name, timeout_s=timeout_s)
     try:
@@ -113,12 +113,12 @@ def ask(name: str, address: str, port: int) -> str:
         return talk(connection)
 
 
-def ping(name: str, address: str) -> bool:
-    """Whether an ICMP echo request is answered within a quarter of a second."""
+def ping(name: str, address: str, timeout_s: float = 20.0) -> bool:
+    """Whether an ICMP echo request is answered."""
     raw = within(name, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
     number = os.getpid() % 0x8000
     request = struct.pack("!BBHHH", 8, 0, 0xFFFF - (0x0800 + number), number, 0)  # type, code, checksum, id, sequence
-    end = time.monotonic() + 0.25
+    end = time.monotonic() + timeout_s
     with raw, contextlib.suppress(OSError):
         raw.sendto(request, (address, 0))
         while (left := end - time.monotonic()) > 0:
@@ -127,6 +127,11 @@ def ping(name: str, address: str) -> bool:
             if peer[0] == address and packet[20] == 0 and packet[24:26] == request[4:6]:
                 return True
     return False
+
+
+def unheard(name: str, address: str) -> bool:
+    """Whether an ICMP echo request is not answered within a quarter of a second."""
+    return not ping(name, address, 0.25)
 
 
 class Echo:
@@ -231,7 +236,7 @@ class World:
         for server in self._servers:
             server.close()
         for name in [*self._guests, self.outside, self.host]:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=20)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=60)
 
     def leftovers(self) -> list[str]:
         """What a fabric that was closed with `remove` has left behind."""
@@ -271,7 +276,7 @@ def make_world(directory: Path) -> Iterator[World]:
         world.close()
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+def eventually(check: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     """Waits until something holds."""
     end = time.monotonic() + timeout_s
     while not check():

@@ -101,14 +101,14 @@ class GuestProcess:
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
@@ -144,12 +144,33 @@ class Rig:
     def log(self) -> str:
         return (self.home / "pager.log").read_text()
 
+    def told(self, words: str, times: int = 1) -> None:
+        """Waits until the pager's log has the words so often."""
+        deadline = time.monotonic() + 30
+        while self.log().count(words) < times:
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+
+    def waits_for(self, snapshot: SnapshotId) -> None:
+        """Waits until a reader of the snapshot's file, as `content` starts it, stands still in its read."""
+        deadline = time.monotonic() + 30
+        while True:
+            for stat in Path("/proc").glob("[0-9]*/stat"):
+                with contextlib.suppress(OSError):
+                    if str(self.file(snapshot)) in stat.with_name("cmdline").read_text().split("\0"):
+                        opened = [str(each.readlink()) for each in stat.with_name("fd").iterdir()]
+                        state = stat.read_text().rsplit(")", 1)[1].split()[0]
+                        if str(self.file(snapshot)) in opened and state == "D":
+                            return
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     async def stop(self) -> None:
         assert self.pager is not None
         await self.client.__aexit__(None, None, None)
         if self.pager.poll() is None:
             self.pager.terminate()
-            await asyncio.to_thread(self.pager.wait, 15)
+            await asyncio.to_thread(self.pager.wait, 60)
         else:  # a later keeper
             await asyncio.to_thread(end, self.keeper_pid, signal.SIGTERM)
 
@@ -162,7 +183,7 @@ class Rig:
             os.kill(pid, signal.SIGSTOP)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        await asyncio.to_thread(self.pager.wait, 15)
+        await asyncio.to_thread(self.pager.wait, 60)
 
     def guest(self, snapshot: SnapshotId | None, size_bytes: int) -> GuestProcess:
         guest = GuestProcess(self.file(snapshot) if snapshot else None, size_bytes)

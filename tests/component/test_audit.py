@@ -80,7 +80,7 @@ async def test_reads_and_commands_where_they_are_asked_for() -> None:
             await caller.run_all("web")
             await caller.call("GetMachine", controller.MachineRequest(machine="web"))
             start = agent_pb2.ExecStart(machine="web", argv=["echo", "word"])
-            assert [a async for a in caller.agent.Exec(iter([agent_pb2.ExecRequest(start=start)]), timeout=10)]
+            assert [a async for a in caller.agent.Exec(iter([agent_pb2.ExecRequest(start=start)]), timeout=30)]
             about = {line["method"]: line["about"] for line in lines(served)}
             assert about["Controller/GetMachine"] == "machine=web"
             assert about["Agent/Exec"] == "machine=web argv=['echo', 'word']"
@@ -95,13 +95,13 @@ async def test_admins_read_their_tenants_and_follow() -> None:
                 call = caller._auth.ReadAudit(pb.ReadAuditRequest(follow=True), metadata=caller.metadata)
                 await asyncio.sleep(0.1)
                 await caller.run_all("ours")
-                seen = await asyncio.wait_for(call.read(), 10)
+                seen = await asyncio.wait_for(call.read(), 30)
                 assert (seen.method, seen.tenant) == ("Controller/RunMachine", "acme")
                 call.cancel()
-                everything = [e async for e in operator._auth.ReadAudit(pb.ReadAuditRequest(), timeout=10)]
+                everything = [e async for e in operator._auth.ReadAudit(pb.ReadAuditRequest(), timeout=30)]
                 assert {"acme", "other", "default"} <= {e.tenant for e in everything}
                 late = pb.ReadAuditRequest(since_us=everything[-1].time_us + 1)
-                rest = [e async for e in operator._auth.ReadAudit(late, timeout=10)]
+                rest = [e async for e in operator._auth.ReadAudit(late, timeout=30)]
                 assert [e.method for e in rest] == ["Auth/ReadAudit"]
                 with pytest.raises(errors.PermissionDenied):
                     await theirs.auth("ListTokens", common_pb2.Empty())
@@ -135,7 +135,7 @@ async def test_following_goes_on_over_a_turn(tmp_path: Path) -> None:
     for number in range(1, 10):
         audit.write(entry(number))
     while len(seen) < 10:
-        seen.append((await asyncio.wait_for(anext(reading), 10)).time_us)
+        seen.append((await asyncio.wait_for(anext(reading), 30)).time_us)
     assert seen == list(range(10))
     await reading.aclose()
     await audit.close()

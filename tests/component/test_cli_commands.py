@@ -223,7 +223,7 @@ async def test_ctrl_c_ends_the_command_in_the_guest(instance: Instance) -> None:
         child.send_signal(number)
         _, err = await asyncio.wait_for(child.communicate(), 30)
         assert (child.returncode, err) == (code, b"")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while pid not in instance.agent.ended:
                 await asyncio.sleep(0.01)
 

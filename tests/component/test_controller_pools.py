@@ -1,7 +1,7 @@
 """Pools: who gets which machine, what a lease is worth, and that nothing is left of what nobody has."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -157,25 +157,18 @@ async def _gone(host: FakeHost, machine: str) -> bool:
 async def test_a_lease_ends_when_nobody_uses_the_machine(client: Client, host: FakeHost) -> None:
     await create(client)
     await filled(client, 2)
-    idle, used = await client.acquire(ttl_s=1), await client.acquire(ttl_s=1)
-
-    async def requests() -> AsyncIterator[agent_pb2.ExecRequest]:
-        start = agent_pb2.ExecStart(machine=used.machine.name, argv=["cat"])
-        yield agent_pb2.ExecRequest(start=start)
-        await done.wait()
-
-    done = asyncio.Event()
-    using = asyncio.create_task(_drain(client.agent.Exec(requests())))
+    used = await client.acquire()
+    using = client.agent.Exec()
+    start = agent_pb2.ExecStart(machine=used.machine.name, argv=["cat"], stdin=True)
+    await using.write(agent_pb2.ExecRequest(start=start))
+    await using.read()
+    await client.pool("Renew", pools.RenewRequest(machine=used.machine.name, ttl_s=1))
+    idle = await client.acquire(ttl_s=1)
     await eventually(lambda: _gone(host, idle.machine.id))
     assert "lease.expired" in await client.events()
     assert used.machine.id in host.machines
     using.cancel()
     await eventually(lambda: _gone(host, used.machine.id))
-
-
-async def _drain(call: Any) -> None:
-    async for _ in call:
-        pass
 
 
 async def test_run_takes_a_machine_of_a_pool_that_fits(client: Client, host: FakeHost) -> None:

@@ -158,7 +158,7 @@ async def test_ended_in_peace_it_leaves_intents_for_the_next(settings: Settings,
         process.process.send_signal(signal.SIGTERM)
         with pytest.raises(errors.NotPossibleNow, match="controller is ending"):
             await asked
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await process.process.wait() == 0
     del host.stalls["ForkMachine"]
     await host._do_ForkMachine(host.calls["ForkMachine"][-1])

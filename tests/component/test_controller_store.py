@@ -335,7 +335,7 @@ async def test_another_process_that_writes_holds_up_writers_alone(tmp_path: Path
                 assert await machines.count(tx, DEFAULT_TENANT) == 0
         assert not adding.done()
         other.execute("ROLLBACK")
-        await asyncio.wait_for(adding, 5)
+        await asyncio.wait_for(adding, 30)
     await store.close()
 
 
@@ -419,8 +419,8 @@ async def test_a_server_that_stands_still_is_given_up_soon(server: Postgres, emp
     try:
         await asyncio.gather(read(), write())
         with server.still():
-            assert max(await asyncio.gather(refused(read), refused(write))) < 9.0
-        async with asyncio.timeout(5.0):
+            assert max(await asyncio.gather(refused(read), refused(write))) < 20.0
+        async with asyncio.timeout(30):
             while True:
                 with contextlib.suppress(errors.HostUnreachable):
                     await asyncio.gather(read(), write())

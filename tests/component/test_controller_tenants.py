@@ -1,6 +1,7 @@
 """Tenants through the controller's API against a fake host: nothing of one is there for another."""
 
 import asyncio
+import itertools
 import sqlite3
 from contextlib import closing
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from forkypig import errors
+from forkypig.controller import admission
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
@@ -330,7 +332,10 @@ async def test_a_host_short_of_memory_takes_nothing_new(client: Client, host: Fa
     assert set(await client.machines()) == {"web"}
 
 
-async def test_what_was_admitted_a_moment_ago_counts(client: Client, host: FakeHost) -> None:
+async def test_what_was_admitted_a_moment_ago_counts(
+    client: Client, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_PROMISED_S", 60.0)
     await client.run("web")
     host.pressure.memory_available_mib = 512 + 400
     await asyncio.sleep(0.6)
@@ -343,25 +348,28 @@ async def test_what_was_admitted_a_moment_ago_counts(client: Client, host: FakeH
     assert len(await client.machines()) == 1 + 20 - len(refused)
 
 
-async def test_idle_machines_hibernate_when_memory_is_short(settings: Settings, host: FakeHost) -> None:
+async def test_idle_machines_hibernate_when_memory_is_short(
+    settings: Settings, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     impatient = settings.model_copy(update={"hibernate_idle_s": 1.0})
     async with serving(impatient) as client:
         await client.run("web")
         red = await tenant(client, "red")
         idle, busy = await red.run("idle"), await red.run("busy")
-        used = 0.0
+        used = itertools.count(1000, 1000)  # whenever it is looked at, which may be late
+
+        async def pressed(_request: Any) -> host_pb.HostPressure:
+            told = host_pb.HostPressure(memory_total_mib=16_384, memory_available_mib=300)
+            told.machines.add(machine=idle.id, cpu_s=5.0)
+            told.machines.add(machine=busy.id, cpu_s=next(used))
+            return told
+
+        monkeypatch.setattr(host, "_do_GetPressure", pressed)
 
         async def is_asleep() -> bool:
-            nonlocal used
-            used += 1.0  # fifty a second
-            activity = [host_pb.MachineActivity(machine=idle.id, cpu_s=5.0)]
-            activity.append(host_pb.MachineActivity(machine=busy.id, cpu_s=used))
-            pressed = host_pb.HostPressure(memory_total_mib=16_384, memory_available_mib=300)
-            pressed.machines.extend(activity)
-            host.pressure = pressed
             return (await red.machines())["idle"].state == HIBERNATED
 
-        await eventually(is_asleep, 20.0)
+        await eventually(is_asleep)
         assert (await red.machines())["busy"].state == RUNNING
         assert (await client.machines())["web"].state == RUNNING  # of which nothing is known
         assert "machine.hibernated" in await red.events()

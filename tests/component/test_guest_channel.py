@@ -51,7 +51,7 @@ async def test_timeout_kills_the_group(guest: Guest) -> None:
     began = time.monotonic()
     _, _, end = await run(guest, "sh", "-c", "sleep 60 & sleep 60", timeout_s=0.3)
     assert end == Exited(124, timed_out=True)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 @pytest.mark.parametrize("terminal", [None, (24, 80)])
@@ -86,9 +86,9 @@ async def test_nonsense_is_refused_before_it_is_sent(guest: Guest) -> None:
 
 async def test_background_children_do_not_hold_the_exit(guest: Guest) -> None:
     began = time.monotonic()
-    out, _, end = await run(guest, "sh", "-c", "sleep 30 & echo done")
+    out, _, end = await run(guest, "sh", "-c", "sleep 60 & echo done")
     assert (out, end.code) == (b"done\n", 0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 async def test_long_arguments(guest: Guest) -> None:
@@ -167,7 +167,7 @@ async def test_closing_a_call_ends_its_command(guest: Guest) -> None:
     started_ = await anext(call)
     assert isinstance(started_, Started)
     call.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while Path(f"/proc/{started_.pid}").exists():
             await asyncio.sleep(0.05)
     assert (await run(guest, "echo", "on"))[0] == b"on\n"
@@ -269,7 +269,7 @@ async def test_call_made_while_moving_waits(guest: Guest) -> None:
     await asyncio.sleep(0.1)
     assert not waiting.done()
     await guest.port.run()
-    assert (await asyncio.wait_for(waiting, 10))[0] == b"late\n"
+    assert (await asyncio.wait_for(waiting, 30))[0] == b"late\n"
 
 
 async def test_old_process_gone_before_the_move(guest: Guest) -> None:
@@ -308,7 +308,7 @@ async def test_half_a_frame_of_the_guest_before_its_answer(guest: Guest) -> None
     await guest.port.connected.wait()
     guest.port.incoming[1].write(b"\xfbF" + os.urandom(5000) + wire.encode(wire.DATA, 1, 1, 1, b"\0" * 60000)[:30000])
     await guest.port.run()
-    await guest.channel.answered(10)
+    await guest.channel.answered(30)
     assert (await run(guest, "echo", "on"))[0] == b"on\n"
 
 
@@ -317,7 +317,7 @@ async def test_a_child_inherits_commands_that_run(guest: Guest, tmp_path: Path) 
     await guest.channel.exec(ExecSpec(argv=["sh", "-c", script], stdin=True))
     await run(guest, "true")
     await guest.reopen("run", ME)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (tmp_path / "mark").exists():
             await asyncio.sleep(0.05)
 
@@ -327,7 +327,7 @@ async def test_a_new_hostd_ends_what_the_old_one_started(guest: Guest) -> None:
     begun = await anext(call)
     assert isinstance(begun, Started)
     await guest.reopen("kill")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while Path(f"/proc/{begun.pid}").exists():
             await asyncio.sleep(0.05)
     with pytest.raises(GuestUnresponsive):
@@ -363,7 +363,7 @@ async def test_no_fresh_entropy_no_child(tmp_path: Path) -> None:
         path = await guest.port.listen()
         running = asyncio.create_task(guest.port.run())
         with pytest.raises(GuestUnresponsive, match="entropy"):
-            await guest.channel.open(path, identity=ME, orphans="run", deadline_s=10)
+            await guest.channel.open(path, identity=ME, orphans="run", deadline_s=30)
         await running
         assert guest.channel.closed.is_set()
 
@@ -436,5 +436,5 @@ async def test_agent_that_was_started_anew_is_noticed(guest: Guest) -> None:
 async def test_poweroff_is_answered_first(guest: Guest) -> None:
     # With --socket the agent ends instead of the machine.
     await guest.channel.poweroff()
-    await asyncio.to_thread(guest.process.wait, 10)
+    await asyncio.to_thread(guest.process.wait, 30)
     assert guest.process.returncode == 0

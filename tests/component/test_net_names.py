@@ -107,7 +107,7 @@ class Town:
         assert query.is_response(answer)
         return answer
 
-    def exchange(self, data: bytes, *, tcp: bool = False, timeout_s: float = 6.0) -> bytes:
+    def exchange(self, data: bytes, *, tcp: bool = False, timeout_s: float = 20.0) -> bytes:
         if tcp:
             with connect(self.guest, "10.0.2.3", 53, timeout_s) as talking:
                 talking.sendall(struct.pack("!H", len(data)) + data)

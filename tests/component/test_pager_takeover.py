@@ -99,7 +99,7 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         waits = new_snapshot_id()
         await rig.client.reserve(waits, SIZE, None, other.pid, other.address)
         reader = asyncio.create_task(rig.content(waits, 0, 5))
-        await asyncio.sleep(0.3)
+        await asyncio.to_thread(rig.waits_for, waits)
         await _kill_holder(rig)
         assert await rig.content(snapshot, 0, 6) == b"before"
         assert not reader.done()
@@ -108,8 +108,8 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         assert await reader == b"later"
 
 
-# A thread of the holder pushes a page at SIGUSR1, as when a machine starts: what the snapshot has there, as the push may
-# get through before the reader has copied the page.
+# A thread of the holder pushes a page at SIGUSR1, as when a machine starts: what the snapshot has there, as the push
+# may get through before the reader has copied the page.
 _PUSH = """
 import gc, pathlib, signal, sys, threading
 
@@ -134,7 +134,7 @@ async def test_a_holder_that_is_killed_as_it_pushes_a_page(tmp_path: Path, monke
         waits = new_snapshot_id()
         await rig.client.reserve(waits, SIZE, None, other.pid, other.address)
         reader = asyncio.create_task(rig.content(waits, 0, 5))
-        await asyncio.sleep(0.3)
+        await asyncio.to_thread(rig.waits_for, waits)
         (tmp_path / "node").write_text(str((await asyncio.to_thread(rig.file(waits).stat)).st_ino))
         killed = rig.holder_pid
         os.kill(killed, signal.SIGUSR1)

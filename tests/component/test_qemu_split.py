@@ -89,7 +89,7 @@ async def shell(directory: Path, version: tuple[int, int], status: str) -> Async
 async def test_device_state_goes_by_the_way_that_this_qemu_likes(
     tmp_path: Path, version: tuple[int, int], given: tuple[str, dict[str, Any]], uri: str
 ) -> None:
-    async with asyncio.timeout(10), shell(tmp_path, version, "completed") as (process, peer):
+    async with asyncio.timeout(30), shell(tmp_path, version, "completed") as (process, peer):
         await split.offer_state(process, tmp_path / "devices")
         await split.load(process, paused=True)
     assert peer.files == [str(tmp_path / "devices")]
@@ -100,7 +100,7 @@ async def test_device_state_goes_by_the_way_that_this_qemu_likes(
 
 async def test_a_load_that_fails_says_what_qemu_said_last(tmp_path: Path) -> None:
     (tmp_path / "qemu.log").write_text("Unknown ramblock\n")
-    async with asyncio.timeout(10), shell(tmp_path, (10, 0), "failed") as (process, _):
+    async with asyncio.timeout(30), shell(tmp_path, (10, 0), "failed") as (process, _):
         with pytest.raises(MachineFailed, match="Unknown ramblock"):
             await split.load(process, paused=True)
 
@@ -113,7 +113,7 @@ async def test_packed_device_state_is_read_before_and_given_for_reading_only(tmp
         assert os.read(fd, 1 << 20) == b"state" * 1000
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.write(fd, b"x")
-    async with asyncio.timeout(10), shell(tmp_path, (10, 0), "completed") as (process, peer):
+    async with asyncio.timeout(30), shell(tmp_path, (10, 0), "completed") as (process, peer):
         with pytest.raises(MachineFailed, match="can't be read"):
             await split.offer_state(process, packed, packed=True)
         packed.write_bytes(b"state")

@@ -119,7 +119,7 @@ async def test_the_audit_log_and_what_comes(api: Rest) -> None:
     async with api.http.stream("GET", "/v1/audit", headers={"Accept": "text/event-stream"}) as answer:
         pieces = answer.aiter_lines()
         await api.http.post("/v1/machines/web/pause")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "PauseMachine" not in await anext(pieces):
                 pass
 

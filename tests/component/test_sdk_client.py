@@ -152,7 +152,7 @@ async def test_leaving_the_block_ends_the_command(instance: Instance) -> None:
         web = await forky.run(name="web")
         async with web.process(["sh", "-c", "echo up; exec sleep 30"]) as process:
             await anext(aiter(process))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while instance.agent.ended != [process.pid]:
             await asyncio.sleep(0.01)
 

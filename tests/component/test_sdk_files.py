@@ -207,5 +207,5 @@ async def test_a_copy_that_is_cancelled_leaves_no_thread(web: Machine, instance:
     await asyncio.sleep(0.2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 30)
     assert await web.exec(["true"])  # the channel is as good as before

@@ -28,7 +28,7 @@ def stand_in(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-c", "import time; time.sleep(60)", "-name", "guest=q-0badcafe,process=forky-q-0badcafe",
          "-chardev", f"file,id=console,path={console},append=on"]
     )  # fmt: skip
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while b"guest=" not in Path(f"/proc/{process.pid}/cmdline").read_bytes() and time.monotonic() < deadline:
         time.sleep(0.005)
     yield process

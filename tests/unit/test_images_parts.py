@@ -175,7 +175,7 @@ async def test_nothing_of_a_cancelled_command_is_left() -> None:
 
     script = "sleep 60 & echo $!; wait"
     task = asyncio.create_task(run("x", ["sh", "-c", script], deadline_s=60, on_line=on_line))
-    await asyncio.wait_for(started.wait(), 10)
+    await asyncio.wait_for(started.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
