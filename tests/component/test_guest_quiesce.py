@@ -100,6 +100,7 @@ async def all_move(paths: list[Path]) -> bool:
 
 
 async def test_all_stand_still_and_go_on(guest: Guest, tmp_path: Path) -> None:
+    await guest.reopen("run", replace(ME, forked=False))
     paths = await counters(guest, tmp_path, 3)
     generation = (guest.root / "run/forky/generation").read_text()
     await guest.channel.quiesce(20)

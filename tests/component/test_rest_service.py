@@ -56,7 +56,7 @@ async def test_who_stops_waiting_for_a_machine_gets_none(api: Rest) -> None:
     async def waiting() -> int:
         return int((await done(api.http.get("/v1/pools/py")))["waiting"])
 
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx.TimeoutException):
         await api.http.post("/v1/pools/py/acquire", json={}, timeout=0.3)
 
     async def nobody_waits() -> bool:
@@ -125,10 +125,10 @@ async def test_the_audit_log_and_what_comes(api: Rest) -> None:
 
 
 async def test_too_many_are_told_when_to_come_again() -> None:
-    async with rest(rate_per_s=0.5, rate_burst=1) as api:
+    async with rest(rate_per_s=0.05, rate_burst=1) as api:
         made = await done(api.http.post("/v1/tokens", json={"role": "viewer"}), 201)
         headers = {"Authorization": f"Bearer {made['token']}"}
         await done(api.http.get("/v1/machines", headers=headers))
         late = await api.http.get("/v1/machines", headers=headers)
         is_problem(late, 429, "too-many-requests")
-        assert late.headers["retry-after"] in ("1", "2")
+        assert 0 < int(late.headers["retry-after"]) <= 20
