@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from forkypig.controller import store
 from forkypig.daemon.settings import Settings
 from forkypig.net.fabric import Fabric
 from tests.archive_rig import Home, add_image, new_home
@@ -88,7 +89,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def emptied(server: Postgres) -> str:
+def emptied(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
     """PostgreSQL's address. One database for all tests, since making one takes longer than a test."""
+    monkeypatch.setattr(store.postgres, "_IDLE_S", 60)  # the controller's process may stand still in a transaction
     server.sql(_EMPTY)
     return server.url("postgres")

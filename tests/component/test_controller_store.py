@@ -383,8 +383,9 @@ async def test_writers_of_several_controllers_take_turns(emptied: str) -> None:
 
 
 async def test_writer_that_stands_still_loses_its_turn(emptied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = await Store.open(emptied)
     monkeypatch.setattr(postgres, "_IDLE_S", 1)
-    one, other = await Store.open(emptied), await Store.open(emptied)
+    one = await Store.open(emptied)
     try:
         with pytest.raises((errors.HostUnreachable, errors.NotPossibleNow)):
             async with one.write() as stuck:

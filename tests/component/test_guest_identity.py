@@ -171,6 +171,10 @@ class Network:
 
     def remove(self) -> None:
         for name in (self.guest, self.other):
+            inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            for pid in inside.stdout.split():  # the guest's, which outlive its agent
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], check=False)
 
     def ip(self, *arguments: str) -> str:
