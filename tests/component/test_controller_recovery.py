@@ -12,6 +12,7 @@ import pytest
 
 from forkypig import errors
 from forkypig.controller import reconciler
+from forkypig.controller.journal import Journal
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
@@ -164,6 +165,30 @@ async def test_ended_in_peace_it_leaves_intents_for_the_next(settings: Settings,
     await host._do_ForkMachine(host.calls["ForkMachine"][-1])
     async with serving(settings) as client:
         await settled(client, {"web": "RUNNING", "web-1": "RUNNING", "web-2": "RUNNING"})
+
+
+async def test_who_is_cancelled_together_with_the_work_that_they_wait_for_ends() -> None:
+    """As a pool's filler is when the controller ends."""
+    async with asyncio.TaskGroup() as tasks:
+        journal = Journal(tasks)
+
+        async def keep() -> None:
+            while True:
+                with contextlib.suppress(errors.NotPossibleNow):
+                    await journal.carry(asyncio.Event().wait())
+
+        keeping = tasks.create_task(keep())
+        while not journal._work:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        [work] = journal._work
+        work.cancel()
+        keeping.cancel()
+        await asyncio.wait({keeping}, timeout=1)
+        went_on = set(journal._work)
+        for task in (keeping, *went_on):  # or this would not end
+            task.cancel()
+    assert not went_on
 
 
 async def test_restart_keeps_everything(settings: Settings, host: FakeHost) -> None:

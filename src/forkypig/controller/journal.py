@@ -158,12 +158,23 @@ class Journal:
         is marked as gone."""
         outcome = self.begin(work)
         try:
-            return await asyncio.shield(outcome)
+            return await self.told(outcome)
         except asyncio.CancelledError:
-            if outcome.cancelled():
-                raise NotPossibleNow(self.why_stopped) from None
             if caller is not None and not outcome.done():
                 caller.left.set()
+            raise
+
+    async def told(self, outcome: asyncio.Future[T]) -> T:
+        """What became of work that was begun, which goes on when the waiting is cancelled. Raises NotPossibleNow where
+        the work was stopped."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            return await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            # Both are cancelled at once as the controller ends: a loop that took this for an error would never end.
+            if outcome.cancelled() and not task.cancelling():
+                raise NotPossibleNow(self.why_stopped) from None
             raise
 
     def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:

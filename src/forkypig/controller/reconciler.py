@@ -83,8 +83,9 @@ class Reconciler:
                 await self._changed(await first)
             finally:
                 first.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ForkyError, StopAsyncIteration):
-                    await first
+                await asyncio.wait({first})  # not awaited itself: our own end would look like its
+                if not first.cancelled():
+                    first.exception()  # it was told, or another is
             async for machine in stream:
                 await self._changed(machine)
         raise HostUnreachable("hostd ended its stream of changes: run `forky up`")

@@ -27,7 +27,7 @@ from forkypig.controller.store import answers, events, intents, pools
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
 from forkypig.core.pools import check_lease
 from forkypig.core.reconcile import merge
-from forkypig.errors import DeadlineExceeded, ForkyError, HostUnreachable, NotPossibleNow
+from forkypig.errors import DeadlineExceeded, ForkyError, HostUnreachable
 from forkypig.model import Acquired, Lease, Machine, MachineId
 from forkypig.model.pools import DEFAULT_TTL_S
 
@@ -102,10 +102,8 @@ class Acquiring:
         """None: this one was no good, another will do. Carried to its end; what nobody waits for any more goes."""
         handing = self._desk.journal.begin(self._hand_over(live, machine, wish, turn))
         try:
-            return await asyncio.shield(handing)
+            return await self._desk.journal.told(handing)
         except asyncio.CancelledError:
-            if handing.cancelled():
-                raise NotPossibleNow(self._desk.journal.why_stopped) from None
             handing.add_done_callback(lambda done: self._give_back(live, done))
             raise
 
