@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from forkypig import errors
+from forkypig.controller.pools import acquiring
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
@@ -133,6 +134,49 @@ async def test_a_caller_who_leaves_as_they_are_given_a_machine_gives_it_back(cli
 async def _another(client: Client, machine: str) -> Any:
     status = await client.status()
     return status if status.ready == 1 and status.machines[0].id != machine else None
+
+
+async def test_a_machine_that_runs_and_could_not_be_written_down_is_nobodys_and_goes(
+    client: Client, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(client, target=1, most=1)
+    first = (await filled(client, 1)).machines[0].id
+
+    async def full(*_: Any, **__: Any) -> None:
+        await eventually(lambda: _runs(host, first))
+        raise errors.ResourceExhausted("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(acquiring.intents, "add", full)
+        with pytest.raises(errors.ResourceExhausted, match="disk is full"):
+            await client.acquire()
+    assert [m.id for m in (await eventually(lambda: _another(client, first))).machines] != [first]
+    assert first not in host.machines
+    assert not await client.machines()
+
+
+async def _runs(host: FakeHost, machine: str) -> bool:
+    return host.machines[machine].state == RUNNING
+
+
+async def test_a_machine_that_was_acquired_a_moment_ago_is_not_taken_for_left_over(
+    client: Client, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it was acquired is noted behind the answer; what is compared meanwhile leaves it to whoever has it."""
+    monkeypatch.setattr(acquiring, "_BEHIND_S", 2.0)
+    await create(client, target=1, most=2)
+    await filled(client, 1)
+    web = await client.run("web", cold_boot=True)
+    got = (await client.acquire()).machine
+    await client.machine("PauseMachine", got.name)
+    host.change(web.id, state=FAILED)  # has everything compared
+
+    async def is_seen() -> bool:
+        return (await client.machines())["web"].state == FAILED
+
+    await eventually(is_seen, 1.5)
+    assert (await client.machine("GetMachine", got.name)).state == PAUSED
+    assert got.id in host.machines
 
 
 async def test_a_machine_that_is_no_good_is_replaced_and_its_caller_gets_another(

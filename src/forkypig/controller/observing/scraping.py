@@ -19,19 +19,17 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from forkypig.certificates.tls import Tls, of_authority
+from forkypig.controller.audit import entry_of
 from forkypig.controller.auth import roles
 from forkypig.controller.edge.access import Access
-from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, InvalidRequest, NotPossibleNow, TooManyRequests
-from forkypig.model.access import AuditEntry, Principal
 from forkypig.model.listening import HostPort, parse_host_port
 from forkypig.wire.status import STATUS
 
 _ASKED_S = 10.0  # as long as Prometheus waits for a scrape by default
 _MOST_AT_ONCE = 100  # connections, each of which has a thread: not all of somebody who opens thousands
 _REFUSALS = {"UNAUTHENTICATED": "401 Unauthorized", "PERMISSION_DENIED": "403 Forbidden"}
-_METHOD = roles.METRICS.removeprefix("/forkypig.v1.")
 log = structlog.get_logger()
 
 
@@ -140,7 +138,8 @@ class _Door:
             who = await self._access.gate.who({"authorization": authorization}, peer)
             roles.check_may(who, roles.METRICS)
         except ForkyError as error:
-            self._access.audit.write(_line(who, STATUS[type(error)].name, began_s, peer))
+            result = STATUS[type(error)].name
+            self._access.audit.write(entry_of(who, roles.METRICS, result, began_s=began_s, peer=peer))
             return error
         return None
 
@@ -148,17 +147,3 @@ class _Door:
 def _peer(address: str) -> str:
     """As gRPC has it."""
     return f"ipv6:[{address}]:0" if ":" in address else f"ipv4:{address}:0"
-
-
-def _line(who: Principal | None, result: str, began_s: float, peer: str) -> AuditEntry:
-    return AuditEntry(
-        time_us=now_us(),
-        who=who.name if who else "",
-        tenant=who.tenant if who else "",
-        role=who.role.value if who else "",
-        method=_METHOD,
-        about="",
-        result=result,
-        duration_ms=round((time.monotonic() - began_s) * 1000, 1),
-        peer=peer,
-    )
