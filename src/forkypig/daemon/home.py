@@ -113,7 +113,10 @@ class HomePaths:
             found = directory.stat()
             if excess := stat.S_IMODE(found.st_mode) & 0o777 & ~allowed:
                 can = "write" if excess & 0o022 else "pass through"
-                raise ValueError(f"others can {can} «{directory}»: chmod {allowed:o} {directory}, if it is yours")
+                raise ValueError(
+                    f"others can {can} «{directory}»: chmod {allowed:o} {directory}, or set FORKY_HOME to a directory "
+                    "of your own in it"
+                )
         if self.run.exists() and self.run.stat().st_uid != os.geteuid():
             raise ValueError(f"«{self.run}» is another user's: run this as the one whose it is, or remove it")
 
