@@ -1,5 +1,6 @@
 """Limits hold: real cgroups of this host, whatever version, with small processes in them."""
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -15,6 +16,7 @@ import pytest
 from forkypig.errors import NotPossibleNow
 from forkypig.hostd.cgroups.cgroups import Cgroups, Group
 from forkypig.hostd.cgroups.hierarchy import groups_below, processes, remove
+from forkypig.hostd.cgroups.v1 import SPLIT_RT_US
 from forkypig.model import Limits, Shape
 from forkypig.qemu import priority
 
@@ -255,7 +257,7 @@ def test_sweep(rig: Rig) -> None:
     assert rig.groups.names() == {"kept", "inhabited"}
 
 
-def test_a_split_in_a_machine_that_used_up_its_quota(rig: Rig) -> None:
+async def test_a_split_in_a_machine_that_used_up_its_quota(rig: Rig) -> None:
     group = rig.make(cpus=0.01)
     spinning, splitting = rig.start(SPIN), rig.start(WAIT)
     assert hear(splitting) == "here"  # Python's start takes seconds with this quota
@@ -280,28 +282,44 @@ def _allowances(rig: Rig) -> list[int]:
     return [int(file.read_text()) for file in files if file.exists()]
 
 
-def test_allowances_of_real_time_are_given_back(rig: Rig) -> None:
+async def test_allowances_of_real_time_are_given_back_after_a_period(rig: Rig) -> None:
+    """Not at once: what a group used is forgotten only while it has an allowance."""
     one, two = rig.make("m-1"), rig.make("m-2")
     if not (before := _allowances(rig)):
         pytest.skip("this kernel does not ration real time")
     assert before == [0, 0, 0]
     with one.real_time():
-        assert _allowances(rig) == [300_000, 300_000, 0]
+        assert _allowances(rig) == [SPLIT_RT_US, SPLIT_RT_US, 0]
         with two.real_time():
-            assert _allowances(rig) == [600_000, 300_000, 300_000]
-        assert _allowances(rig) == [300_000, 300_000, 0]
-    assert _allowances(rig) == [0, 0, 0]
+            assert _allowances(rig) == [2 * SPLIT_RT_US, SPLIT_RT_US, SPLIT_RT_US]
+    with one.real_time():  # again at once
+        assert _allowances(rig) == [2 * SPLIT_RT_US, SPLIT_RT_US, SPLIT_RT_US]
+        await _until(lambda: _allowances(rig) == [SPLIT_RT_US, SPLIT_RT_US, 0])
+    assert _allowances(rig) == [SPLIT_RT_US, SPLIT_RT_US, 0]
+    await _until(lambda: _allowances(rig) == [0, 0, 0])
 
 
-def test_more_splits_than_there_are_allowances(rig: Rig) -> None:
+async def test_more_splits_than_there_are_allowances(rig: Rig) -> None:
     with contextlib.ExitStack() as splits:
         for number in range(1, 8):
             splits.enter_context(rig.make(f"m-{number}").real_time())
         assert rig.file("m-7", "cpu.cfs_quota_us", "cpu.max").split()[0] in ("-1", "max")
-    assert set(_allowances(rig)) <= {0}
+    await _until(lambda: set(_allowances(rig)) <= {0})
 
 
-def test_a_hostd_that_died_in_a_split(rig: Rig) -> None:
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_hostd_that_died_in_a_split(rig: Rig) -> None:
     died = rig.make(cpus=0.5).real_time()
     died.__enter__()
     assert rig.file("m-1", "cpu.cfs_quota_us", "cpu.max").split()[0] in ("-1", "max")

@@ -108,8 +108,8 @@ async def test_a_read_that_waits_for_bind_is_answered_by_the_successor() -> None
         assert await reader == b"later"
 
 
-# A thread of the holder pushes a page at SIGUSR1, as when a machine starts: what the snapshot has there, as the push may
-# get through before the reader has copied the page.
+# A thread of the holder pushes a page at SIGUSR1, as when a machine starts: what the snapshot has there, as the push
+# may get through before the reader has copied the page.
 _PUSH = """
 import gc, pathlib, signal, sys, threading
 

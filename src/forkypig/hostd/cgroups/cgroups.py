@@ -6,6 +6,7 @@ Everything blocks: mostly for some microseconds, `add` and `park` for a grace pe
 until exiting processes are gone. Call it in a thread.
 """
 
+import asyncio
 import contextlib
 import errno
 import re
@@ -22,7 +23,7 @@ from forkypig.errors import InvalidRequest, MachineFailed, NotPossibleNow, Resou
 from forkypig.hostd import oom
 from forkypig.hostd.cgroups.hierarchy import FROZEN, MIB, Hierarchy, groups_below, processes, remove, write
 from forkypig.hostd.cgroups.search import Surroundings, block_device, describe, nearest, search
-from forkypig.hostd.cgroups.v1 import V1
+from forkypig.hostd.cgroups.v1 import RT_PERIOD_US, V1
 from forkypig.model import Limits, Shape
 
 log = structlog.get_logger()
@@ -31,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A killed process with gigabytes of memory takes up to a second to give it back, and is in its group until then.
 _REMOVE_TIMEOUT_S = 3.0
 _REMOVE_INTERVAL_S = 0.02
+_RT_LASTS_S = 1.5 * RT_PERIOD_US / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Cgroups:
         self.hierarchies = hierarchies
         self.missing = tuple(missing)
         self.device = device
-        self._splitting: set[str] = set()
+        self._allowed: dict[str, asyncio.TimerHandle | None] = {}  # who has real time, and what takes it back
         self._lock = threading.Lock()
 
     @classmethod
@@ -118,9 +120,7 @@ class Cgroups:
         for name in self.names() - keep:
             if busy := remove(h.tree / name for h in self.hierarchies):
                 log.warning("a cgroup that nobody knows holds processes", cgroup=str(busy[0]), pids=_all_in(busy[0]))
-        with self._lock:
-            for hierarchy in self._rationed():
-                hierarchy.withdraw(len(self._splitting))
+        self._withdraw(self.names() - self._allowed.keys())
 
     def remove_all(self) -> None:
         """Removes all groups and the tree, after the last process ended. Never raises."""
@@ -134,22 +134,32 @@ class Cgroups:
 
     @contextlib.contextmanager
     def _splits(self, group: "Group") -> Iterator[None]:
-        rationed = self._rationed()
-        with self._lock:
-            self._splitting.add(group.name)
-            for hierarchy in rationed:
-                try:
-                    hierarchy.ration(hierarchy.tree / group.name, len(self._splitting))
-                except OSError as error:  # other splits have all there is; without its quota it is still fast
-                    log.debug("no real-time allowance for a split", machine=group.name, error=error.strerror)
+        self._allow(group.name)
         try:
             yield
         finally:
-            with self._lock:
-                self._splitting.discard(group.name)
-                group.restore_cpu()
-                for hierarchy in rationed:
-                    hierarchy.withdraw(len(self._splitting))
+            group.restore_cpu()
+            if group.name in self._allowed:
+                later = asyncio.get_running_loop().call_later(_RT_LASTS_S, self._withdraw, {group.name})
+                self._allowed[group.name] = later
+
+    def _allow(self, name: str) -> None:
+        with self._lock:
+            for hierarchy in self._rationed():
+                if ended := self._allowed.get(name):
+                    ended.cancel()
+                self._allowed[name] = None
+                try:
+                    hierarchy.ration(hierarchy.tree / name, len(self._allowed))
+                except OSError as error:  # other splits have all there is; without its quota it is still fast
+                    log.debug("no real-time allowance for a split", machine=name, error=error.strerror)
+
+    def _withdraw(self, names: Set[str]) -> None:
+        with self._lock:
+            for name in names:
+                self._allowed.pop(name, None)
+            for hierarchy in self._rationed():
+                hierarchy.withdraw([hierarchy.tree / name for name in names], len(self._allowed))
 
 
 class Group:
@@ -232,7 +242,8 @@ class Group:
     def real_time(self) -> Iterator[None]:
         """Within it the machine's processes may run under SCHED_RR, and no used-up quota holds them.
 
-        Enter it before the pause, leave it with all threads under ordinary scheduling again. Never raises.
+        Enter it before the pause, in an event loop, leave it with all threads under ordinary scheduling again. Never
+        raises.
         """
         with self._groups._splits(self):
             for hierarchy in self._cpu():

@@ -1,6 +1,7 @@
 """cgroup version 1: a hierarchy per controller, or per few of them (Documentation/admin-guide/cgroup-v1 in Linux)."""
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from forkypig.hostd.cgroups.hierarchy import (
@@ -18,10 +19,13 @@ _USUAL_SHARES, _MOST_SHARES = 1024, 262144
 _NS = 1e9
 _NO_LIMIT = 1 << 60  # the kernel shows the greatest number of pages that it can count, in bytes
 
-# Real-time allowance of one split, of each second and CPU. A split needs some 30 ms of a CPU; threads that used the
-# allowance up would stand still until the second is over, so it is ten times that. The sum over all groups below a
-# group may not exceed its own, and the kernel keeps 950 ms for all (sched_rt_runtime_us).
-SPLIT_RT_US = 300_000
+# Real-time allowance of one split, of each period and CPU. A split needs 15 to 20 ms of a CPU; threads that used the
+# allowance up stand still until the period is over. The sum over all groups below a group may not exceed its own, and
+# the kernel keeps 95 % of the time for all (sched_rt_runtime_us): two splits at once. What was used is forgotten at the
+# end of a period, but only by as much as the group is allowed just then: one whose allowance was taken away before
+# carries it into its next splits, until one of them stands still. So an allowance outlasts its split by a period.
+RT_PERIOD_US = 100_000
+SPLIT_RT_US = 45_000
 
 
 class V1(Hierarchy):
@@ -37,9 +41,6 @@ class V1(Hierarchy):
         write(group / "cpu.cfs_period_us", PERIOD_US)
         write(group / "cpu.cfs_quota_us", -1 if cpus is None else quota_us(cpus))
         write(group / "cpu.shares", _USUAL_SHARES)
-        # Refused while a thread of the group is under SCHED_RR, and absent without CONFIG_RT_GROUP_SCHED.
-        with contextlib.suppress(OSError):
-            write(group / "cpu.rt_runtime_us", 0)
 
     def stand_back(self, group: Path) -> None:
         write(group / "cpu.shares", _USUAL_SHARES // STANDS_BACK)
@@ -54,15 +55,18 @@ class V1(Hierarchy):
         return "cpu" in self.controllers and (self.base / "cpu.rt_runtime_us").exists()
 
     def ration(self, group: Path, splits: int) -> None:
-        """Gives the group its allowance; `splits` are under way now, this one included. Raises OSError when the host
-        has none left."""
-        write(self.tree / "cpu.rt_runtime_us", splits * SPLIT_RT_US)
-        write(group / "cpu.rt_runtime_us", SPLIT_RT_US)
+        """Gives the group its allowance; `splits` have one now, this one included. Raises OSError when the host has
+        none left."""
+        for path, allowance_us in ((self.tree, splits * SPLIT_RT_US), (group, SPLIT_RT_US)):
+            write(path / "cpu.rt_period_us", RT_PERIOD_US)
+            write(path / "cpu.rt_runtime_us", allowance_us)
 
-    def withdraw(self, splits: int) -> None:
-        """Takes back what the tree has beyond its `splits`; what groups still hold is refused and stays."""
-        with contextlib.suppress(OSError):
-            write(self.tree / "cpu.rt_runtime_us", splits * SPLIT_RT_US)
+    def withdraw(self, groups: Iterable[Path], splits: int) -> None:
+        """Takes their allowances back, and what the tree has beyond its `splits`. What the kernel refuses, as a thread
+        is under SCHED_RR still, stays."""
+        for path, allowance_us in (*((group, 0) for group in groups), (self.tree, splits * SPLIT_RT_US)):
+            with contextlib.suppress(OSError):
+                write(path / "cpu.rt_runtime_us", allowance_us)
 
     def limit_memory(self, leaf: Path, mib: int) -> None:
         write(leaf / "memory.limit_in_bytes", mib * MIB)
