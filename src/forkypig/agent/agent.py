@@ -2181,15 +2181,18 @@ def _upload(fields: dict[str, bytes]) -> list[tuple[str, str]]:
 def _put(member: tarfile.TarInfo, path: str, content: IO[bytes]) -> None:
     """Writes a file that has no name, and calls it `path` when it is whole: whoever copies may be killed. Written into
     is what is no file (a device, a pipe), what has other names too, and all where a file can't be without a name."""
-    path = os.path.realpath(path)  # through a link, as cp does
-    directory, name = os.path.split(path)
-    os.makedirs(directory, 0o755, exist_ok=True)
     fd = -1
     try:
-        found = os.stat(path)
+        found = os.lstat(path)
+        if found.st_mode & 0o170000 == 0o120000:  # a link is written through, as cp does
+            path = os.path.realpath(path)
+            found = os.stat(path)
         may_replace = found.st_mode & 0o170000 == 0o100000 and found.st_nlink == 1
     except FileNotFoundError:
         may_replace = True
+    directory, name = os.path.split(path)
+    if not os.path.isdir(directory):
+        os.makedirs(directory, 0o755)
     if may_replace:
         try:
             fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
