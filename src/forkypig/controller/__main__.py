@@ -1,7 +1,6 @@
 """`python -m forkypig.controller`: the daemon, in the foreground, until SIGTERM."""
 
 import asyncio
-import gc
 import sys
 
 
@@ -14,8 +13,6 @@ def main() -> int:
 
     def begin(settings: Settings) -> None:
         traces.begin("forky-controller")
-        # What was imported stays. To look through its hundred thousand objects stops every call for 50 ms and more.
-        gc.freeze()
         asyncio.run(run(settings))
 
     return run_daemon("controller", "the controller", begin)

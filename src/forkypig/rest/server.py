@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -83,6 +84,7 @@ async def run(settings: Settings) -> None:
             server.should_exit = True
 
         with bound(address) as listener, _said(settings, address, scheme, listener):
+            gc.freeze()  # as in daemon/server.py
             serving = asyncio.create_task(server.serve([listener]))
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, end)
