@@ -97,8 +97,8 @@ async def serve(
         server.add_insecure_port(f"unix:{path}")
         if bind is not None:
             bind(server)
-        # What is there now stays. To look through its hundred thousand objects would hold up every call for 50 ms now and
-        # then, and in hostd the pause of a split.
+        # What is there now stays. To look through its hundred thousand objects would hold up every call for 50 ms now
+        # and then, and in hostd the pause of a split.
         gc.freeze()
         await server.start()
     finally:
