@@ -217,6 +217,24 @@ async def test_a_lease_ends_when_nobody_uses_the_machine(client: Client, host: F
     await eventually(lambda: _gone(host, used.machine.id))
 
 
+async def test_any_machine_can_be_given_a_lease(client: Client, host: FakeHost) -> None:
+    """Where there is no pool at all: nobody looks after leases until there is one."""
+    idle, used = await client.run("idle", cold_boot=True), await client.run("used", cold_boot=True)
+    for machine in (idle, used):
+        lease = await client.pool("Renew", pools.RenewRequest(machine=machine.name, ttl_s=1, begin=True))
+        assert (lease.machine, lease.pool, lease.ttl_s) == (machine.id, "", 1)
+
+    async def requests() -> AsyncIterator[agent_pb2.ExecRequest]:
+        yield agent_pb2.ExecRequest(start=agent_pb2.ExecStart(machine=used.id, argv=["cat"]))
+        await asyncio.Event().wait()
+
+    using = asyncio.create_task(_drain(client.agent.Exec(requests())))
+    await eventually(lambda: _gone(host, idle.id))
+    assert used.id in host.machines
+    using.cancel()  # whoever ran it was killed
+    await eventually(lambda: _gone(host, used.id))
+
+
 async def _drain(call: Any) -> None:
     async for _ in call:
         pass
