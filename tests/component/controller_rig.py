@@ -123,7 +123,7 @@ def home(database_url: str = "", hostd: str = "", **fields: Any) -> Iterator[Set
     """An instance of its own. Not below pytest's directory: the paths of sockets are short."""
     with tempfile.TemporaryDirectory(prefix="fp") as directory:
         made = Settings(home=Path(directory), database_url=database_url, hostd=hostd, **fields)
-        made.run.mkdir()
+        made.run.mkdir(mode=0o700)
         if not database_url:
             made.database.touch(mode=0o600)
             made.database.write_bytes(_migrated())

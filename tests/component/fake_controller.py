@@ -24,7 +24,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from forkypig import errors, model
 from forkypig.daemon.server import PidFile
 from forkypig.sdk import local
-from forkypig.v1 import agent_pb2, agent_pb2_grpc, common_pb2, controller_pb2_grpc, observe_pb2_grpc
+from forkypig.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    common_pb2,
+    controller_pb2_grpc,
+    observe_pb2_grpc,
+    pools_pb2,
+    pools_pb2_grpc,
+)
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, status
 from tests.component.fake_observation import Observation
@@ -319,6 +327,17 @@ async def _output(child: asyncio.subprocess.Process, primary: int) -> AsyncItera
         draining.cancel()
 
 
+class Pools(pools_pb2_grpc.PoolsServicer):
+    """Leases that never end."""
+
+    def __init__(self) -> None:
+        self.renewed: list[pools_pb2.RenewRequest] = []
+
+    async def Renew(self, request: Any, context: Any) -> pools_pb2.Lease:  # noqa: N802
+        self.renewed.append(request)
+        return pools_pb2.Lease(machine=request.machine, ttl_s=request.ttl_s)
+
+
 class Instance:
     """A home with a fake controller in it, and pid files that say that all daemons run."""
 
@@ -326,6 +345,7 @@ class Instance:
         self.place = local.place(home)
         self.controller = Controller()
         self.observation = Observation(self.controller)
+        self.pools = Pools()
         self.root = home / "guest"
         self.agent = Agent(self.root)
         self.server: grpc.aio.Server | None = None
@@ -343,6 +363,7 @@ class Instance:
         self.server = grpc.aio.server()
         controller_pb2_grpc.add_ControllerServicer_to_server(self.controller, self.server)
         agent_pb2_grpc.add_AgentServicer_to_server(self.agent, self.server)
+        pools_pb2_grpc.add_PoolsServicer_to_server(self.pools, self.server)
         observe_pb2_grpc.add_ObservationServicer_to_server(self.observation, self.server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self.server)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from forkypig import errors
+from forkypig.controller.pools import acquiring
 from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
@@ -135,6 +136,49 @@ async def _another(client: Client, machine: str) -> Any:
     return status if status.ready == 1 and status.machines[0].id != machine else None
 
 
+async def test_a_machine_that_runs_and_could_not_be_written_down_is_nobodys_and_goes(
+    client: Client, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(client, target=1, most=1)
+    first = (await filled(client, 1)).machines[0].id
+
+    async def full(*_: Any, **__: Any) -> None:
+        await eventually(lambda: _runs(host, first))
+        raise errors.ResourceExhausted("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(acquiring.intents, "add", full)
+        with pytest.raises(errors.ResourceExhausted, match="disk is full"):
+            await client.acquire()
+    assert [m.id for m in (await eventually(lambda: _another(client, first))).machines] != [first]
+    assert first not in host.machines
+    assert not await client.machines()
+
+
+async def _runs(host: FakeHost, machine: str) -> bool:
+    return host.machines[machine].state == RUNNING
+
+
+async def test_a_machine_that_was_acquired_a_moment_ago_is_not_taken_for_left_over(
+    client: Client, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it was acquired is noted behind the answer; what is compared meanwhile leaves it to whoever has it."""
+    monkeypatch.setattr(acquiring, "_BEHIND_S", 2.0)
+    await create(client, target=1, most=2)
+    await filled(client, 1)
+    web = await client.run("web", cold_boot=True)
+    got = (await client.acquire()).machine
+    await client.machine("PauseMachine", got.name)
+    host.change(web.id, state=FAILED)  # has everything compared
+
+    async def is_seen() -> bool:
+        return (await client.machines())["web"].state == FAILED
+
+    await eventually(is_seen, 1.5)
+    assert (await client.machine("GetMachine", got.name)).state == PAUSED
+    assert got.id in host.machines
+
+
 async def test_a_machine_that_is_no_good_is_replaced_and_its_caller_gets_another(
     client: Client, host: FakeHost
 ) -> None:
@@ -169,6 +213,23 @@ async def test_a_lease_ends_when_nobody_uses_the_machine(client: Client, host: F
     assert used.machine.id in host.machines
     using.cancel()
     await eventually(lambda: _gone(host, used.machine.id))
+
+
+async def test_any_machine_can_be_given_a_lease(client: Client, host: FakeHost) -> None:
+    """Where there is no pool at all: nobody looks after leases until there is one."""
+    used, idle = await client.run("used", cold_boot=True), await client.run("idle", cold_boot=True)
+    await client.pool("Renew", pools.RenewRequest(machine=used.name, ttl_s=600, begin=True))
+    using = client.agent.Exec()
+    start = agent_pb2.ExecStart(machine=used.id, argv=["cat"], stdin=True)
+    await using.write(agent_pb2.ExecRequest(start=start))
+    await using.read()
+    for machine in (used, idle):
+        lease = await client.pool("Renew", pools.RenewRequest(machine=machine.name, ttl_s=1, begin=True))
+        assert (lease.machine, lease.pool, lease.ttl_s) == (machine.id, "", 1)
+    await eventually(lambda: _gone(host, idle.id))
+    assert used.id in host.machines
+    using.cancel()  # whoever ran it was killed
+    await eventually(lambda: _gone(host, used.id))
 
 
 async def test_run_takes_a_machine_of_a_pool_that_fits(client: Client, host: FakeHost) -> None:

@@ -204,6 +204,19 @@ async def test_what_need_not_last_is_not_waited_for(store: Store) -> None:
         assert await machines.count(tx, DEFAULT_TENANT) == 3
 
 
+async def test_what_need_not_last_is_written_back_nevertheless(store: Store) -> None:
+    """SQLite's log stays within the room that is set aside for it, whoever writes."""
+    if not isinstance(store.where, Path):
+        return
+    log = store.where.with_name(store.where.name + "-wal")
+    room = log.stat().st_size
+    for number in range(100):
+        async with store.write(lasts=False) as tx:
+            await events.add(tx, "machine.paused", f"m-{number:012x}", "web" * 20, tenant=DEFAULT_TENANT)
+            await machines.add(tx, [machine(number)])
+    assert log.stat().st_size <= room
+
+
 # -- migrations --------------------------------------------------------------------------------------------------------
 
 

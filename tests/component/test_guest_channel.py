@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forkypig.agent import agent as wire
-from forkypig.errors import GuestUnresponsive, InvalidRequest, MachineFailed, NotFound
+from forkypig.errors import GuestUnresponsive, InvalidRequest, MachineFailed, NotFound, NotPossibleNow
 from forkypig.guest import channel
 from forkypig.guest.calls import ExecSpec, Exited, Output, Started
 from forkypig.guest.channel import GuestChannel
@@ -203,6 +203,54 @@ async def test_upload_and_download(guest: Guest, tmp_path: Path) -> None:
 
     found = await guest.channel.stat(str(target / "tree/link"))
     assert (found.exists, found.directory, found.size_bytes, found.mode & 0o777) == (True, False, 1_500_000, 0o640)
+
+
+def _file(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = len(content), 0o751
+        tar.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+async def test_an_upload_that_breaks_off_leaves_what_was_there(guest: Guest, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    (into / "old").write_bytes(b"old")
+    for name in ("old", "new"):
+        upload = await guest.channel.upload(str(into))
+        await upload.write(_file(name, bytes(500_000))[:300_000])
+        with pytest.raises(NotPossibleNow, match="unexpected end"):
+            await upload.finish()
+    upload = await guest.channel.upload(str(into))
+    await upload.write(_file("old", bytes(500_000))[:300_000])
+    upload.close()  # by SIGKILL
+    await run(guest, "true")
+    assert [(path.name, path.read_bytes()) for path in into.iterdir()] == [("old", b"old")]
+
+
+async def test_an_upload_onto_what_is_there(guest: Guest, tmp_path: Path) -> None:
+    """As cp: through links, into pipes, into a file that has two names; else the file is replaced."""
+    into = tmp_path / "into"
+    into.mkdir()
+    for name in ("file", "linked", "two"):
+        (into / name).write_bytes(b"older, and longer")
+    (into / "link").symlink_to("linked")
+    (into / "names").hardlink_to(into / "two")
+    os.mkfifo(into / "pipe", 0o600)
+    pipe = os.open(into / "pipe", os.O_RDWR)
+    for name in ("file", "link", "two", "pipe", "new"):
+        upload = await guest.channel.upload(str(into))
+        await upload.write(_file(name, name.encode()))
+        assert await upload.finish() == (1, len(name))
+    assert os.read(pipe, 9) == b"pipe"
+    os.close(pipe)
+    assert (into / "pipe").stat().st_mode & 0o777 == 0o600
+    for name, content in (("file", b"file"), ("linked", b"link"), ("names", b"two"), ("new", b"new")):
+        assert (into / name).read_bytes() == content
+        assert (into / name).stat().st_mode & 0o777 == 0o751
+    assert {path.name for path in into.iterdir()} == {"file", "linked", "two", "link", "names", "pipe", "new"}
 
 
 async def test_files_that_are_not_there(guest: Guest, tmp_path: Path) -> None:

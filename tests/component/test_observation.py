@@ -23,7 +23,7 @@ from forkypig.certificates.authority import Authority
 from forkypig.controller.app import controller
 from forkypig.controller.auth.gate import OPERATOR
 from forkypig.controller.following import follow
-from forkypig.controller.observing import metrics
+from forkypig.controller.observing import metrics, scraping
 from forkypig.controller.observing.servicer import seen_by
 from forkypig.controller.store import Store, events
 from forkypig.daemon.settings import Settings
@@ -254,6 +254,28 @@ async def test_metrics_by_http_take_a_token(settings: Settings, host: FakeHost, 
                 pass
     with pytest.raises(OSError, match="refused"):
         await asyncio.to_thread(_get, url, "")
+
+
+async def test_who_sends_a_byte_now_and_then_keeps_no_metrics_from_others(
+    settings: Settings, host: FakeHost, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scraping, "_MOST_AT_ONCE", 1)
+    monkeypatch.setattr(scraping, "_MOST_S", 1.0)
+    where = f"127.0.0.1:{unused_tcp_port}"
+    async with controller(settings.model_copy(update={"metrics": where})):
+        reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"G")
+                await asyncio.sleep(0.1)
+
+        dripping = asyncio.create_task(drip())
+        assert await asyncio.wait_for(reader.read(1), 10) == b""
+        dripping.cancel()
+        writer.close()
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            await asyncio.to_thread(_get, f"http://{where}/metrics", "")
 
 
 def _get(url: str, token: str, tls: ssl.SSLContext | None = None) -> str:

@@ -209,3 +209,37 @@ async def test_a_copy_that_is_cancelled_leaves_no_thread(web: Machine, instance:
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 30)
     assert await web.exec(["true"])  # the channel is as good as before
+
+
+async def test_a_copy_that_breaks_off_leaves_what_was_there(web: Machine, instance: Instance, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    (into / "got").write_bytes(b"old")
+    instance.agent.archives["/top"] = archive(("top", FILE, bytes(500_000)))[:300_000]
+    instance.agent.archives["/tree"] = archive(("tree", DIRECTORY, b""), ("tree/a", FILE, bytes(500_000)))[:300_000]
+    for source, target in (("/top", "got"), ("/top", "new"), ("/tree", "tree")):
+        with pytest.raises(errors.InternalError, match="broke off"):
+            await web.download(source, into / target)
+    assert (into / "got").read_bytes() == b"old"
+    assert {path.name for path in into.rglob("*")} == {"got", "tree"}
+
+
+async def test_onto_what_is_there(web: Machine, instance: Instance, tmp_path: Path) -> None:
+    """As cp: through links, into pipes, into a file that has two names; else the file is replaced."""
+    into = tmp_path / "into"
+    into.mkdir()
+    for name in ("file", "linked", "two"):
+        (into / name).write_bytes(b"older, and longer")
+    (into / "link").symlink_to("linked")
+    (into / "names").hardlink_to(into / "two")
+    os.mkfifo(into / "pipe", 0o600)
+    pipe = os.open(into / "pipe", os.O_RDWR)
+    instance.agent.archives["/top"] = archive(("top", FILE, b"newer"))
+    for name in ("file", "link", "two", "pipe", "new"):
+        assert (await web.download("/top", into / name)).bytes == 5
+    assert os.read(pipe, 9) == b"newer"
+    os.close(pipe)
+    for name in ("file", "linked", "names", "new"):
+        assert (into / name).read_bytes() == b"newer"
+        assert (into / name).stat().st_mode & 0o777 == 0o755
+    assert {path.name for path in into.iterdir()} == {"file", "linked", "two", "link", "names", "pipe", "new"}

@@ -28,7 +28,9 @@ import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import tarfile
     from collections.abc import Callable, Iterable, Iterator
+    from typing import IO
 
 VERSION = "1"
 PORT_NAME = "forky.agent.0"
@@ -2157,7 +2159,11 @@ def _upload(fields: dict[str, bytes]) -> list[tuple[str, str]]:
             tar.extraction_filter = tarfile.fully_trusted_filter
         later = []
         for member in tar:
-            tar.extract(member, directory, numeric_owner=True, set_attrs=not member.isdir())
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is not None:
+                _put(member, os.path.join(directory, member.name), content)
+            else:
+                tar.extract(member, directory, numeric_owner=True, set_attrs=not member.isdir())
             if member.isdir():
                 later.append(member)
             else:
@@ -2170,6 +2176,67 @@ def _upload(fields: dict[str, bytes]) -> list[tuple[str, str]]:
             tar.utime(member, path)
             tar.chmod(member, path)
     return [("files", str(files)), ("bytes", str(size))]
+
+
+def _put(member: tarfile.TarInfo, path: str, content: IO[bytes]) -> None:
+    """Writes a file that has no name, and calls it `path` when it is whole: whoever copies may be killed. Written into
+    is what is no file (a device, a pipe), what has other names too, and all where a file can't be without a name."""
+    fd = -1
+    try:
+        found = os.lstat(path)
+        if found.st_mode & 0o170000 == 0o120000:  # a link is written through, as cp does
+            path = os.path.realpath(path)
+            found = os.stat(path)
+        may_replace = found.st_mode & 0o170000 == 0o100000 and found.st_nlink == 1
+    except FileNotFoundError:
+        may_replace = True
+    directory, name = os.path.split(path)
+    if not os.path.isdir(directory):
+        os.makedirs(directory, 0o755)
+    if may_replace:
+        try:
+            fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:  # FAT and FUSE, for one
+            pass
+    if in_place := fd < 0:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    with open(fd, "r+b" if not in_place else "wb", buffering=0) as file:
+        _pour(content, file)
+        if os.fstat(fd).st_mode & 0o170000 == 0o100000:
+            if not os.geteuid():
+                os.fchown(fd, member.uid, member.gid)
+            os.fchmod(fd, member.mode & 0o7777)
+            os.utime(fd, (member.mtime, member.mtime))
+        if not in_place:
+            _appear(file, directory, name)
+
+
+def _pour(source: IO[bytes], file: IO[bytes]) -> None:
+    while block := memoryview(source.read(CHUNK)):
+        while block:
+            block = block[file.write(block) :]
+
+
+def _appear(file: IO[bytes], directory: str, name: str) -> None:
+    """Gives a file without a name this one, in place of what has it."""
+    beside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # with a descriptor Python calls linkat
+    part = f".{os.getpid()}.part"
+    try:
+        try:
+            os.link(f"/proc/self/fd/{file.fileno()}", name, dst_dir_fd=beside)
+        except FileExistsError:
+            os.link(f"/proc/self/fd/{file.fileno()}", part, dst_dir_fd=beside)
+            try:
+                os.replace(part, name, src_dir_fd=beside, dst_dir_fd=beside)
+            except OSError as error:
+                os.unlink(part, dir_fd=beside)
+                if error.errno != errno.EBUSY:
+                    raise
+                file.seek(0)  # something is mounted on it
+                with open(os.path.join(directory, name), "wb", buffering=0) as mounted:
+                    _pour(file, mounted)
+    finally:
+        os.close(beside)
 
 
 def _sync(_fields: dict[str, bytes]) -> list[tuple[str, str]]:

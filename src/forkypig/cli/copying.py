@@ -35,7 +35,7 @@ def cp(
     """Copy a file or a tree into a machine or out of it.
 
     As cp does: into DST if that is a directory, else as DST. Paths in a machine are absolute. What a machine sends
-    is never written outside of DST.
+    is never written outside of DST. A file has its name when it is whole, and replaces what is there then.
     """
     (from_machine, from_path), (to_machine, to_path) = place(source), place(target)
     if (from_machine is None) == (to_machine is None):

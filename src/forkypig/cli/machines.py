@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from forkypig.sdk.machine import Machine
 
 app = typer.Typer()
+# How long a machine of `run --rm` outlives a caller that was killed. The command that it is for uses it as long as it
+# runs; before and after it nothing is to be done but one call.
+_ABANDONED_S = 60.0
 
 
 @app.command()
@@ -92,6 +95,8 @@ def run(
             _show_made(machine, as_json, snapshot)
             return None
         try:
+            if remove:
+                await forky.renew(machine.id, _ABANDONED_S, begin=True)
             return await _run_command(machine, command, as_json)
         finally:
             if remove:

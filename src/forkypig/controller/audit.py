@@ -23,8 +23,9 @@ from pathlib import Path
 import structlog
 
 from forkypig.controller.begun import Begun
+from forkypig.daemon.server import now_us
 from forkypig.errors import ResourceExhausted
-from forkypig.model.access import AuditEntry
+from forkypig.model.access import AuditEntry, Principal
 
 log = structlog.get_logger()
 
@@ -32,6 +33,24 @@ _CURRENT, _BEGUN = "audit.jsonl", "begun.json"
 INTERRUPTED = "INTERRUPTED"  # the result of a call that the controller did not live to see the end of
 _MOST_WAITING = 10_000  # lines: some megabytes
 _GIVES_BACK = ("Remove", "Stop", "Revoke", "Collect", "Release", "Hibernate")  # what methods begin with
+
+
+def entry_of(
+    who: Principal | None, method: str, result: str, *, began_s: float, peer: str, about: str = ""
+) -> AuditEntry:
+    """What is written of a call. `who` None: somebody unknown; `method`, `peer`: as gRPC names them; `result`: the name
+    of a gRPC status; `began_s`: by time.monotonic."""
+    return AuditEntry(
+        time_us=now_us(),
+        who=who.name if who else "",
+        tenant=who.tenant if who else "",
+        role=("operator" if who.operator else who.role.value) if who else "",
+        method=method.removeprefix("/").removeprefix("forkypig.v1."),
+        about=about,
+        result=result,
+        duration_ms=round((time.monotonic() - began_s) * 1000, 1),
+        peer=peer,
+    )
 
 
 class AuditLog:

@@ -84,10 +84,10 @@ async def find_machine(tx: AsyncConnection, text: str) -> Machine:
     of theirs: another tenant's is not there, and one that waits in a pool is nobody's yet."""
     tenant = principal().tenant
     if is_id(text):
-        found = await machines.get(tx, text)
+        found = await machines.one_of_tenant(tx, tenant, text)
     else:
         found = await machines.by_name(tx, tenant, check_name("machine", text))
-    if found is None or found.tenant != tenant or found.pool is not None:
+    if found is None or found.pool is not None:
         raise NotFound("machine", text, "see forky ps")
     return found
 
@@ -116,10 +116,8 @@ async def find_own_snapshot(tx: AsyncConnection, text: str) -> Snapshot:
 
 
 async def _by_id(tx: AsyncConnection, text: str) -> Snapshot | None:
-    found, tenant = await snapshots.get(tx, text), principal().tenant
-    if found is None or found.tenant == tenant or await snapshots.is_shared_with(tx, found.id, tenant):
-        return found
-    return None
+    found = await snapshots.seen_by(tx, principal().tenant, whole=text)
+    return found[0] if found else None
 
 
 async def _by_tag(tx: AsyncConnection, text: str) -> Snapshot | None:
@@ -151,9 +149,8 @@ async def find_source(tx: AsyncConnection, text: str) -> Machine | Snapshot:
     machine: Machine | None
     snapshot: Snapshot | None
     if is_id(text):
-        machine, snapshot = await machines.get(tx, text), await _by_id(tx, text)
-        if machine is not None and machine.tenant != principal().tenant:
-            machine = None
+        machine = await machines.one_of_tenant(tx, principal().tenant, text)
+        snapshot = await _by_id(tx, text)
     else:
         check_name("machine or snapshot", text)
         machine, snapshot = await machines.by_name(tx, principal().tenant, text), await _by_tag(tx, text)

@@ -29,7 +29,6 @@ ENDING = "the controller is ending: what was begun is finished or undone when it
 _MAKING = {
     IntentKind.RUN: "creating",
     IntentKind.FORK: "creating",
-    IntentKind.ACQUIRE: "acquiring",
     IntentKind.REMOVE_MACHINE: Action.REMOVE.value,
 }
 

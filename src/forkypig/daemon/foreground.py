@@ -23,6 +23,8 @@ def run_daemon(
         logs.configure(name, settings.log_level)
         for directory in (settings.home, settings.run, settings.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if read is load:  # what takes over from a process that serves has to serve, whatever has become of the modes
+            settings.check_private()
         lock = PidFile(settings.pid_file(name))
     except AlreadyRunning:
         print(f"{title} of {settings.home} is running already: see {settings.pid_file(name)}", file=sys.stderr)

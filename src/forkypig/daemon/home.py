@@ -1,6 +1,7 @@
 """Where everything of one instance lies, below one directory. Standard library only: every `forky` command needs it."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,22 @@ class HomePaths:
             raise ValueError(
                 f"FORKY_HOME «{self.home}» is too long: Unix sockets below it may have 107 bytes; choose a shorter one"
             )
+
+    def check_private(self) -> None:
+        """Raises ValueError, with what to do, where others could put files of theirs in the home, or come to the
+        sockets in `run`: whoever can open these is obeyed. Others may pass through the home itself."""
+        for directory, allowed in ((self.home, 0o755), (self.run, 0o700)):
+            if not directory.exists():
+                continue
+            found = directory.stat()
+            if excess := stat.S_IMODE(found.st_mode) & 0o777 & ~allowed:
+                can = "write" if excess & 0o022 else "pass through"
+                raise ValueError(
+                    f"others can {can} «{directory}»: chmod {allowed:o} {directory}, or set FORKY_HOME to a directory "
+                    "of your own in it"
+                )
+        if self.run.exists() and self.run.stat().st_uid != os.geteuid():
+            raise ValueError(f"«{self.run}» is another user's: run this as the one whose it is, or remove it")
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ class Release(_Body):
 class Renew(_Body):
     """A lease that is to begin anew."""
 
-    ttl_s: Seconds = Field(default=0.0, description="0: as it is")
+    ttl_s: Seconds = Field(default=0.0, description="0: as it is; ten minutes for a lease that begins")
+    begin: bool = Field(default=False, description="a machine that was not acquired gets a lease")
 
 
 class NewQuota(_Body):

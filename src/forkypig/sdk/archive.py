@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from forkypig.errors import InternalError, InvalidRequest, NotFound
+from forkypig.sdk.whole_file import appearing
 
 BLOCK_BYTES = 256 << 10
 # A long name or a set of attributes is read into memory whole, and its size is what the guest says.
@@ -119,9 +120,9 @@ class Unpacker:
     def _make_entry(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, below: list[str], fd: int) -> None:
         """One entry that is not a directory, in the open directory `fd`."""
         if entry.isreg():
-            self._remove(below[-1], fd)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fill(tar, entry, os.open(below[-1], flags, 0o600, dir_fd=fd))
+            self._refuse_directory(below[-1], fd)
+            with appearing(below[-1], fd, 0o600) as file:
+                self._fill(tar, entry, file)
         elif entry.issym() and _stays_inside(len(below), entry.linkname):
             self._remove(below[-1], fd)
             os.symlink(entry.linkname, below[-1], dir_fd=fd)
@@ -141,8 +142,18 @@ class Unpacker:
     def _write_top(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
         if self._target.is_dir():
             raise InvalidRequest(f"{self._target} is a directory and can't become a file: remove it first")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._fill(tar, entry, os.open(self._target, flags, 0o600))
+        target = Path(os.path.realpath(self._target))  # a link is written through, as cp does
+        found = target.stat() if target.exists() else None
+        if found is not None and not _may_be_replaced(target, found):
+            with target.open("wb") as file:
+                self._fill(tar, entry, file)
+            return
+        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _Open(directory), appearing(target.name, directory, 0o600) as file:
+            if found is not None:
+                with suppress(PermissionError):  # a group that we are not in
+                    os.fchown(file.fileno(), found.st_uid, found.st_gid)
+            self._fill(tar, entry, file)
 
     def _make_directory(self, below: list[str], entry: tarfile.TarInfo) -> None:
         if not below:
@@ -172,22 +183,33 @@ class Unpacker:
             fd = following
         return _Open(fd)
 
-    def _remove(self, name: str, fd: int) -> None:
+    def _refuse_directory(self, name: str, fd: int) -> None:
         with suppress(FileNotFoundError):
             if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
                 raise InvalidRequest(f"«{name}» in {self._target} is a directory and can't become a file")
+
+    def _remove(self, name: str, fd: int) -> None:
+        self._refuse_directory(name, fd)
+        with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=fd)
 
-    def _fill(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, fd: int) -> None:
-        """Writes the entry's content to `fd` and closes it."""
-        with open(fd, "wb", buffering=0) as file:
-            copy_content(tar, entry, file, self._advance)
-            # Without set-user-id, and never writable by others: the guest's numbers mean nothing here.
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                os.fchmod(fd, (entry.mode & 0o755) | 0o600)
-                os.utime(fd, (entry.mtime, entry.mtime))
+    def _fill(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, file: IO[bytes]) -> None:
+        """Writes the entry's content to `file`."""
+        copy_content(tar, entry, file, self._advance)
+        file.flush()  # before its time is set
+        # Without set-user-id, and never writable by others: the guest's numbers mean nothing here.
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            os.fchmod(file.fileno(), (entry.mode & 0o755) | 0o600)
+            os.utime(file.fileno(), (entry.mtime, entry.mtime))
         self.result.files += 1
         self.result.bytes += entry.size
+
+
+def _may_be_replaced(target: Path, found: os.stat_result) -> bool:
+    """Whether another file may take the place of what is there. Else it is written into: a device or a pipe, somebody
+    else's file, one that has other names too, and where nothing can be made beside it."""
+    is_ours = os.geteuid() in (0, found.st_uid)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and is_ours and os.access(target.parent, os.W_OK)
 
 
 class _Open:

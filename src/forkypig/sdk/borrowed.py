@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from forkypig.sdk.connection import LONG_S
+
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
     from forkypig.sdk.machine import Fork, Machine
@@ -12,11 +14,13 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def borrowed(forky: "Forky", *sources: str, name: str) -> "AsyncIterator[list[Fork]]":
-    """A fork with one child of each source; the children are removed whatever happens."""
+    """A fork with one child of each source; the children are removed whatever happens. When this process is killed
+    their leases remove them: these are as long as the longest call for which the children may have to wait unused."""
     forks: list[Fork] = []
     try:
         for source in sources:
-            forks.append(await forky.fork(source, name=name))  # noqa: PERF401  # those made before a failure count
+            forks.append(await forky.fork(source, name=name))
+            await forky.renew(forks[-1].children[0].id, LONG_S, begin=True)
         yield forks
     finally:
         # In a task of its own: who is interrupted a second time does not leave children behind either.

@@ -171,11 +171,12 @@ class Pooling:
         with calls(self._forky.socket):
             await _stub(self._forky.channel).Release(request, timeout=MACHINE_S)
 
-    async def renew(self, machine: str, ttl_s: float = 0.0) -> model.Lease:
+    async def renew(self, machine: str, ttl_s: float = 0.0, *, begin: bool = False) -> model.Lease:
         """The lease of an acquired machine begins anew, with another time to live unless `ttl_s` is 0.
 
-        Raises NotFound, NotPossibleNow (it was not acquired), InvalidRequest."""
-        request = pb.RenewRequest(machine=machine, ttl_s=ttl_s)
+        `begin`: any machine may get a lease so (`ttl_s` 0: ten minutes), and is removed from then on when nobody used
+        it for that time. Raises NotFound, NotPossibleNow (it was not acquired), InvalidRequest."""
+        request = pb.RenewRequest(machine=machine, ttl_s=ttl_s, begin=begin)
         with calls(self._forky.socket):
             return wire.lease_from_wire(await _stub(self._forky.channel).Renew(request, timeout=QUICK_S))
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -37,25 +37,42 @@ async def write_whole(target: Path, contents: AsyncIterator[bytes]) -> int:
 
 
 async def _write(target: Path, contents: AsyncIterator[bytes]) -> int:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with appearing(target.name, directory, 0o666) as file:
+            size = await _fill(file, contents)
+            await asyncio.to_thread(os.fsync, file.fileno())
+        await asyncio.to_thread(os.fsync, directory)
+    finally:
+        os.close(directory)
+    return size
+
+
+@contextlib.contextmanager
+def appearing(name: str, directory: int, mode: int) -> Iterator[IO[bytes]]:
+    """A new file, to be written in the block, that is called `name` in the open directory when the block has ended
+    well, in place of what was called so. Else nothing is left of it, as far as `write_whole` says. Raises OSError."""
+    part = f".{name}.{os.getpid()}.part"
     with contextlib.ExitStack() as undo:
         try:
-            fd = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-            file: IO[bytes] = undo.enter_context(os.fdopen(fd, "wb"))
-            has_name = False
+            fd, has_name = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=directory), False
         except OSError as error:
             if error.errno not in _NO_NAMELESS:
                 raise
-            file = undo.enter_context(part.open("xb"))
-            has_name = True
-        undo.callback(part.unlink, missing_ok=True)
-        size = await _fill(file, contents)
-        await asyncio.to_thread(os.fsync, file.fileno())
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd, has_name = os.open(part, flags, mode, dir_fd=directory), True
+        file: IO[bytes] = undo.enter_context(os.fdopen(fd, "wb"))
+        if has_name:
+            undo.callback(_remove, part, directory)
+        yield file
+        file.flush()
         if not has_name:
-            _give_name(file.fileno(), part)
-        part.replace(target)  # a link can't replace what is there
-        await asyncio.to_thread(_sync_directory, target.parent)
-    return size
+            with contextlib.suppress(FileExistsError):
+                _give_name(fd, name, directory)
+                return
+            _give_name(fd, part, directory)
+            undo.callback(_remove, part, directory)
+        os.replace(part, name, src_dir_fd=directory, dst_dir_fd=directory)  # a link can't replace what is there
 
 
 async def _fill(file: IO[bytes], contents: AsyncIterator[bytes]) -> int:
@@ -67,19 +84,11 @@ async def _fill(file: IO[bytes], contents: AsyncIterator[bytes]) -> int:
     return size
 
 
-def _give_name(fd: int, name: Path) -> None:
-    # As linkat(2) has it for O_TMPFILE. Python calls linkat, and not link, which does not follow, only if it is given a
-    # descriptor of a directory; this one is not used, as the path is absolute.
-    directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=directory, follow_symlinks=True)
-    finally:
-        os.close(directory)
+def _give_name(fd: int, name: str, directory: int) -> None:
+    # As linkat(2) has it for O_TMPFILE.
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _remove(name: str, directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)

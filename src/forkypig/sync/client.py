@@ -201,8 +201,8 @@ class Forky:
     def release(self, machine: str, *, recycle: bool = False) -> None:
         self._open.run(self._inner.release(machine, recycle=recycle))
 
-    def renew(self, machine: str, ttl_s: float = 0.0) -> model.Lease:
-        return self._open.run(self._inner.renew(machine, ttl_s))
+    def renew(self, machine: str, ttl_s: float = 0.0, *, begin: bool = False) -> model.Lease:
+        return self._open.run(self._inner.renew(machine, ttl_s, begin=begin))
 
     def remove_snapshot(self, snapshot: str) -> None:
         self._open.run(self._inner.remove_snapshot(snapshot))

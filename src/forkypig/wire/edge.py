@@ -3,7 +3,7 @@ caller's mistake, and a trace goes on."""
 
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -25,9 +25,7 @@ def answered(method: Callable[..., Awaitable[_T]]) -> Callable[..., Coroutine[An
     @functools.wraps(method)
     async def call(self: Any, request: Any, context: Any) -> _T:
         try:
-            if isinstance(request, InvalidRequest):
-                raise request
-            with tracing.serving(name, context):
+            with _entered(name, request, context):
                 return await method(self, request, context)
         except Exception as error:
             await abort(context, error)
@@ -43,9 +41,7 @@ def streamed(method: Callable[..., AsyncIterator[_T]]) -> Callable[..., AsyncGen
     @functools.wraps(method)
     async def call(self: Any, request: Any, context: Any) -> AsyncGenerator[_T, None]:
         try:
-            if isinstance(request, InvalidRequest):
-                raise request
-            with tracing.serving(name, context):
+            with _entered(name, request, context):
                 async with aclosing(cast(AsyncGenerator[_T, None], method(self, request, context))) as messages:
                     async for message in messages:
                         yield message
@@ -53,6 +49,13 @@ def streamed(method: Callable[..., AsyncIterator[_T]]) -> Callable[..., AsyncGen
             await abort(context, error)
 
     return call
+
+
+def _entered(name: str, request: Any, context: Any) -> AbstractContextManager[Any]:
+    """For the block that answers. Raises InvalidRequest where that came in place of a request, from `Reader`."""
+    if isinstance(request, InvalidRequest):
+        raise request
+    return tracing.serving(name, context)
 
 
 def read(method: str, reader: Callable[[bytes], Any], raw: bytes) -> Any:

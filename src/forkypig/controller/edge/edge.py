@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import Message
 
-from forkypig.controller.audit import AuditLog
+from forkypig.controller.audit import AuditLog, entry_of
 from forkypig.controller.auth import roles
 from forkypig.controller.auth.gate import Gate
 from forkypig.controller.edge import retries, subjects
@@ -23,7 +23,6 @@ from forkypig.controller.edge.retries import Retries
 from forkypig.controller.principal import begin_acting
 from forkypig.controller.retried import Asked
 from forkypig.core.rate import Rates
-from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, NotFound, TooManyRequests, Unauthenticated
 from forkypig.model.access import AuditEntry, Principal
@@ -68,18 +67,8 @@ class _Call:
                 self.result = "UNKNOWN"
 
     def entry(self) -> AuditEntry:
-        who = self.who
-        return AuditEntry(
-            time_us=now_us(),
-            who=who.name if who else "",
-            tenant=who.tenant if who else "",
-            role=("operator" if who.operator else who.role.value) if who else "",
-            method=self.method.removeprefix("/").removeprefix("forkypig.v1."),
-            about=f"{self.about} -> {self.made}".strip() if self.made else self.about,
-            result=self.result,
-            duration_ms=round((time.monotonic() - self._began_s) * 1000, 1),
-            peer=self.peer,
-        )
+        about = f"{self.about} -> {self.made}".strip() if self.made else self.about
+        return entry_of(self.who, self.method, self.result, about=about, began_s=self._began_s, peer=self.peer)
 
 
 @dataclass(frozen=True, slots=True)

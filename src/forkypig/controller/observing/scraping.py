@@ -19,19 +19,18 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from forkypig.certificates.tls import Tls, of_authority
+from forkypig.controller.audit import entry_of
 from forkypig.controller.auth import roles
 from forkypig.controller.edge.access import Access
-from forkypig.daemon.server import now_us
 from forkypig.daemon.settings import Settings
 from forkypig.errors import ForkyError, InvalidRequest, NotPossibleNow, TooManyRequests
-from forkypig.model.access import AuditEntry, Principal
 from forkypig.model.listening import HostPort, parse_host_port
 from forkypig.wire.status import STATUS
 
 _ASKED_S = 10.0  # as long as Prometheus waits for a scrape by default
+_MOST_S = 2 * _ASKED_S  # for all of one connection
 _MOST_AT_ONCE = 100  # connections, each of which has a thread: not all of somebody who opens thousands
 _REFUSALS = {"UNAUTHENTICATED": "401 Unauthorized", "PERMISSION_DENIED": "403 Forbidden"}
-_METHOD = roles.METRICS.removeprefix("/forkypig.v1.")
 log = structlog.get_logger()
 
 
@@ -73,10 +72,13 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
+    request_queue_size = 128  # with its parents' 5 a scrape would wait a second when a few come at once
+
     def __init__(self, at: HostPort, tls: Tls | None, application: Callable[..., Iterable[bytes]]) -> None:
         """Raises OSError."""
         self.address_family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
         self._tls, self._free = tls, threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._began_s: dict[socket.socket, float] = {}  # of those that are served
         super().__init__((at.host, at.port), _Handler)
         self.set_app(application)
 
@@ -95,14 +97,23 @@ class _Server(ThreadingWSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
+            self._began_s[request] = time.monotonic()
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Twice a second: ends what sends a byte now and then, which no timeout of a read ends, or reads as slowly."""
+        for request, began_s in list(self._began_s.items()):
+            if time.monotonic() - began_s > _MOST_S:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(request, socket.SHUT_RDWR)  # not TLS's, which waits for the other side
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._began_s.pop(request, None)
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -140,7 +151,8 @@ class _Door:
             who = await self._access.gate.who({"authorization": authorization}, peer)
             roles.check_may(who, roles.METRICS)
         except ForkyError as error:
-            self._access.audit.write(_line(who, STATUS[type(error)].name, began_s, peer))
+            result = STATUS[type(error)].name
+            self._access.audit.write(entry_of(who, roles.METRICS, result, began_s=began_s, peer=peer))
             return error
         return None
 
@@ -148,17 +160,3 @@ class _Door:
 def _peer(address: str) -> str:
     """As gRPC has it."""
     return f"ipv6:[{address}]:0" if ":" in address else f"ipv4:{address}:0"
-
-
-def _line(who: Principal | None, result: str, began_s: float, peer: str) -> AuditEntry:
-    return AuditEntry(
-        time_us=now_us(),
-        who=who.name if who else "",
-        tenant=who.tenant if who else "",
-        role=who.role.value if who else "",
-        method=_METHOD,
-        about="",
-        result=result,
-        duration_ms=round((time.monotonic() - began_s) * 1000, 1),
-        peer=peer,
-    )

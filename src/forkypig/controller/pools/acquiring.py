@@ -4,13 +4,13 @@ The database is written once before the answer: that the machine has left the po
 way, by which a request that comes again finds it. What happened is told behind the answer. A caller that goes away in
 the queue leaves it; one that goes away as it is given a machine gives it back, which removes it: it has run.
 
-With SQLite there is one controller, and only one line in which the machine could stand: so the host lets it run while
-that is written down, and who asked is answered when both are done. Should the writing fail, nobody has the machine; the
-reconciler sees that it runs, and what runs in a pool is removed. Where several share a database the writing comes
-first: the machine may be somebody else's by now, who has paused it.
+The host lets it run while that is written down, as soon as the row has left the pool: nobody else can take it then, and
+who asked is answered when both are done. Should the writing fail, nobody has the machine; the reconciler sees that it
+runs, and what runs in a pool is removed.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -59,11 +59,12 @@ class _Turn:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A machine that has left its pool, its lease, and what says that this is under way."""
+    """A machine that has left its pool, its lease, what says that this is under way, and what the host says of it."""
 
     machine: Machine
     lease: Lease
     intent: Intent
+    running: asyncio.Future[Machine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,59 +121,65 @@ class Acquiring:
         desk = self._desk
         in_hand = 1
         try:
-            with desk.journal.flight() as flight:
+            with contextlib.ExitStack() as stack:
+                flight = stack.enter_context(desk.journal.flight())
                 flight.take(_acquisition(machine))
-                at_once = None if desk.store.is_shared else desk.journal.begin(desk.host.acquire(machine))
                 if (claim := await self._claim(flight, live, machine, wish)) is None:
                     return None
                 live.acquired, live.in_hand, in_hand = live.acquired + 1, live.in_hand - 1, 0
                 self._leases.took(claim.lease)
                 try:
-                    seen = await (at_once or desk.host.acquire(machine))
+                    seen = await claim.running
                 except ForkyError as error:
                     log.warning("a machine of a pool did not come to run", machine=machine, error=str(error))
                     await self._give_up(live, claim, str(error), retried.current())
                     if isinstance(error, _UNKNOWN):
                         raise
                     return None
+                acquired = Acquired(merge(claim.machine, seen), claim.lease, turn.waited_ms, turn.arrived_us)
+                if (asked := retried.current()) is not None:
+                    asked.is_kept = True
+                # Under way until then: else it could be taken for left over.
+                noted = desk.journal.begin(self._note(claim, acquired, wish, asked, stack.pop_all()))
         finally:
             live.in_hand -= in_hand
             live.changed.set()
-        acquired = Acquired(merge(claim.machine, seen), claim.lease, turn.waited_ms, turn.arrived_us)
-        if (asked := retried.current()) is not None:
-            asked.is_kept = True
-        noted = desk.journal.begin(self._note(claim, acquired, wish, asked))
-        if desk.store.is_shared:  # until then other controllers take the machine for busy
-            await asyncio.wait({noted})
         return _Given(acquired, claim, asked, noted)
 
     async def _claim(self, flight: Flight, live: LivePool, machine: MachineId, wish: Wish) -> _Claim | None:
-        """Writes down that it has left the pool, and for how long. None: it is not there any more."""
-        pool = live.pool
-        async with self._desk.store.write() as tx:
-            if (row := await pools.claim(tx, pool.id, machine)) is None:
-                return None
-            lease = replace(self._leases.new(pool, machine, wish.ttl_s, wish.labels), machine_name=row.name)
-            writes = [pools.adding_lease(lease)]
-            intent = await intents.add(tx, IntentKind.ACQUIRE, machines=[machine], along=writes, pool=pool.id)
-            return _Claim(row, lease, flight.take(intent))
-
-    async def _note(self, claim: _Claim, acquired: Acquired, wish: Wish, asked: Asked | None) -> None:
-        """Behind the answer: what happened, and what was answered. Until this is done the lease and the intent say
-        it."""
-        lease, machine = claim.lease, claim.machine
-        if not self._desk.store.is_shared:
-            await asyncio.sleep(_BEHIND_S)
+        """Has it run, and writes down that it has left the pool, and for how long. None: it is not there any more."""
+        desk, pool = self._desk, live.pool
         try:
-            async with self._desk.store.write() as tx:
-                writes = [intents.ending(claim.intent, IntentStatus.DONE)]
-                if asked is not None:
-                    writes += await answers.of(tx, asked, wish.answer(acquired))
-                words = f"{machine.name} of {lease.pool_name}, by {lease.holder}"
-                await events.add(tx, "machine.acquired", machine.id, words, along=writes)
-        except ForkyError as error:
-            log.warning("an acquired machine was not noted", machine=machine.id, error=str(error))
-            self._desk.reconciler.look_soon()
+            async with desk.store.write() as tx:
+                if (row := await pools.claim(tx, pool.id, machine)) is None:
+                    return None
+                running = desk.journal.begin(desk.host.acquire(machine))
+                lease = replace(self._leases.new(pool, machine, wish.ttl_s, wish.labels), machine_name=row.name)
+                writes = [pools.adding_lease(lease)]
+                intent = await intents.add(tx, IntentKind.ACQUIRE, machines=[machine], along=writes, pool=pool.id)
+                return _Claim(row, lease, flight.take(intent), running)
+        except ForkyError:
+            desk.reconciler.look_soon()
+            raise
+
+    async def _note(
+        self, claim: _Claim, acquired: Acquired, wish: Wish, asked: Asked | None, flight: contextlib.ExitStack
+    ) -> None:
+        """Behind the answer: what happened, and what was answered. Until this is done the lease and the intent say
+        it. `flight`: ends it."""
+        lease, machine = claim.lease, claim.machine
+        with flight:
+            await asyncio.sleep(_BEHIND_S)
+            try:
+                async with self._desk.store.write() as tx:
+                    writes = [intents.ending(claim.intent, IntentStatus.DONE)]
+                    if asked is not None:
+                        writes += await answers.of(tx, asked, wish.answer(acquired))
+                    words = f"{machine.name} of {lease.pool_name}, by {lease.holder}"
+                    await events.add(tx, "machine.acquired", machine.id, words, along=writes)
+            except ForkyError as error:
+                log.warning("an acquired machine was not noted", machine=machine.id, error=str(error))
+                self._desk.reconciler.look_soon()
         await self._desk.reconciler.landed(machine.id, recorded=acquired.machine)
 
     async def _give_up(self, live: LivePool, claim: _Claim, why: str, asked: Asked | None) -> None:
@@ -198,6 +205,4 @@ class Acquiring:
 def _acquisition(machine: MachineId) -> Intent:
     """Marks a machine as one that is being acquired, from before there is a row that says so. Negative, and below what
     marks removals: never a row's number."""
-    return Intent(
-        id=-(1 << 49) - int(machine[2:], 16), kind=IntentKind.CHANGE, source=machine, arguments={"action": "acquiring"}
-    )
+    return Intent(id=-(1 << 49) - int(machine[2:], 16), kind=IntentKind.ACQUIRE, machines=(machine,))

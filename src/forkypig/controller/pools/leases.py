@@ -20,6 +20,8 @@ from forkypig.core.pools import check_lease
 from forkypig.daemon.server import now_us
 from forkypig.errors import ForkyError, NotFound, NotPossibleNow
 from forkypig.model import Lease, MachineId, Pool
+from forkypig.model.ids import PoolId
+from forkypig.model.pools import DEFAULT_TTL_S
 
 log = structlog.get_logger()
 
@@ -60,32 +62,38 @@ class PoolLeases:
         if (lease := self.held.get(machine)) is not None and lease.expires_us:
             self.held[machine] = replace(lease, expires_us=now_us() + round(lease.ttl_s * _US))
 
-    async def renew(self, text: str, ttl_s: float) -> Lease:
-        """The lease begins anew, with another time to live unless `ttl_s` is 0."""
+    async def renew(self, text: str, ttl_s: float, *, begin: bool) -> Lease:
+        """The lease begins anew, with another time to live unless `ttl_s` is 0. `begin`: a machine that was not
+        acquired gets one, which is of no pool. Raises NotPossibleNow for such a one without."""
         async with self._desk.store.write() as tx:
             machine = await find_machine(tx, text)
             lease = await pools.lease_of(tx, machine.id)
-            if lease is None:
+            if lease is None and not begin:
                 raise _not_acquired(machine.name)
-            ttl_s = ttl_s or lease.ttl_s
+            ttl_s = ttl_s or (lease.ttl_s if lease else DEFAULT_TTL_S)
             check_lease(ttl_s, 0, {})
-            lease = replace(lease, ttl_s=ttl_s, expires_us=now_us() + round(ttl_s * _US))
-            await pools.extend(tx, [lease])
-        self._saved_us[machine.id] = lease.expires_us
-        self.held[machine.id] = lease
+            if lease is None:
+                lease = replace(self._new(machine.id, ttl_s), machine_name=machine.name)
+                await pools.adding_lease(lease).run(tx)
+            else:
+                lease = replace(lease, ttl_s=ttl_s, expires_us=now_us() + round(ttl_s * _US))
+                await pools.extend(tx, [lease])
+        self.took(lease)
         return lease
 
     # -- beginning and end ---------------------------------------------------------------------------------------------
 
     def new(self, pool: Pool, machine: MachineId, ttl_s: float, labels: Mapping[str, str]) -> Lease:
+        return replace(self._new(machine, ttl_s), pool=pool.id, pool_name=pool.name, labels=labels)
+
+    def _new(self, machine: MachineId, ttl_s: float) -> Lease:
         now, who = now_us(), principal()
         return Lease(
             machine=machine,
-            pool=pool.id,
-            pool_name=pool.name,
+            pool=PoolId(""),
+            pool_name="",
             tenant=who.tenant,
             holder=who.name,
-            labels=labels,
             ttl_s=ttl_s,
             acquired_us=now,
             expires_us=now + round(ttl_s * _US),
@@ -185,7 +193,8 @@ class PoolLeases:
         if lease.expires_us and lease.machine not in self._ending:
             log.info("lease ended", machine=lease.machine, pool=lease.pool_name, holder=lease.holder)
             async with self._desk.store.write() as tx:
-                detail = f"{lease.machine_name} of {lease.pool_name}, not used for {lease.ttl_s:g} s by {lease.holder}"
+                of = f" of {lease.pool_name}" if lease.pool else ""
+                detail = f"{lease.machine_name}{of}, not used for {lease.ttl_s:g} s by {lease.holder}"
                 await events.add(tx, "lease.expired", lease.machine, detail)
         await self._end(lease)
 

@@ -214,8 +214,10 @@ class Pools:
             live.owed += recycle
             live.changed.set()
 
-    async def renew(self, machine: str, ttl_s: float) -> Lease:
-        return await self.leases.renew(machine, ttl_s)
+    async def renew(self, machine: str, ttl_s: float, *, begin: bool) -> Lease:
+        lease = await self.leases.renew(machine, ttl_s, begin=begin)
+        self._look.set()  # without pools nobody has looked so far
+        return lease
 
     # -- what the database says ----------------------------------------------------------------------------------------
 

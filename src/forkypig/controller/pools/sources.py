@@ -9,7 +9,7 @@ from forkypig.controller.store import snapshots
 from forkypig.core.config import bare
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.errors import InvalidRequest, NotFound
-from forkypig.model import Image, MachineConfig, Pool, PoolId, Shape, Snapshot
+from forkypig.model import ImageId, MachineConfig, Pool, PoolId, Shape, SnapshotId
 
 _NO_SHAPE = Shape(0, 0, 0)
 
@@ -26,45 +26,33 @@ async def pool_of(desk: Desk, images: Images, source: str, shape: Shape) -> Pool
         except NotFound:
             snapshot = None
         if snapshot is not None and image is None:
-            return await _of_snapshot(tx, source, snapshot, shape)
+            if shape != _NO_SHAPE:
+                raise InvalidRequest(
+                    "machines that start from a snapshot have its CPUs, memory and disk: leave out what says otherwise"
+                )
+            config = bare((await ground_of(tx, snapshot)).config)
+            return _pool(source, snapshot.image, snapshot.id, snapshot.shape, config)
     if image is None:
         raise NotFound("snapshot or image", source, "see forky snapshots and forky image ls")
     if snapshot is not None:
         raise InvalidRequest(f"«{source}» is an image ({image.id}) and a snapshot ({snapshot.id}): say which by its id")
-    return _of_image(source, image, with_defaults(shape))
-
-
-async def _of_snapshot(tx: AsyncConnection, source: str, snapshot: Snapshot, shape: Shape) -> Pool:
-    if shape != _NO_SHAPE:
-        raise InvalidRequest(
-            "machines that start from a snapshot have its CPUs, memory and disk: leave out what says otherwise"
-        )
-    return Pool(
-        id=PoolId(""),
-        name="",
-        source=source,
-        from_image=False,
-        image=snapshot.image,
-        snapshot=snapshot.id,
-        shape=snapshot.shape,
-        config=bare((await ground_of(tx, snapshot)).config),
-        target=0,
-        max=1,
-    )
-
-
-def _of_image(source: str, image: Image, shape: Shape) -> Pool:
+    shape = with_defaults(shape)
     check_shape(shape, 0)
     check_disk_holds(shape, image)
+    return _pool(source, image.id, None, shape, MachineConfig())
+
+
+def _pool(source: str, image: ImageId, snapshot: SnapshotId | None, shape: Shape, config: MachineConfig) -> Pool:
+    """`snapshot` None: from the image itself."""
     return Pool(
         id=PoolId(""),
         name="",
         source=source,
-        from_image=True,
-        image=image.id,
-        snapshot=None,
+        from_image=snapshot is None,
+        image=image,
+        snapshot=snapshot,
         shape=shape,
-        config=MachineConfig(),
+        config=config,
         target=0,
         max=1,
     )

@@ -37,8 +37,8 @@ async def get(connection: AsyncConnection, request: str, at_us: int) -> Answer |
 
 
 async def keep(connection: AsyncConnection, request: str, answer: Answer, at_us: int) -> None:
-    """From now on for a day; those that are older go."""
-    await connection.execute(delete(table).where((table.c.time_us <= at_us - KEPT_US) | (table.c.request == request)))
+    """From now on for a day, in place of one that is too old to count."""
+    await forget(connection, request)
     await _keeping(request, answer, at_us).run(connection)
 
 
@@ -57,7 +57,7 @@ async def of(connection: AsyncConnection, asked: Asked, answer: bytes) -> list[W
     kept = Answer(asked.content_sha256, answer)
     if asked.is_new:
         return [_keeping(asked.request, kept, now_us())]
-    await keep(connection, asked.request, kept, now_us())  # there may be one that is too old to count
+    await keep(connection, asked.request, kept, now_us())
     return []
 
 

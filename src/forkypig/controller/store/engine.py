@@ -37,7 +37,7 @@ _PREDECESSOR_S = 20.0
 def owner_of(connection: AsyncConnection) -> int | None:
     """The fencing number of the controller that a transaction of `Store.write` is of, where several share one."""
     assert connection.sync_connection is not None
-    owner: int | None = connection.sync_connection.get_execution_options().get(_OWNER)
+    owner: int | None = connection.sync_connection.info.get(_OWNER)
     return owner
 
 
@@ -52,7 +52,8 @@ class Store:
         self._turn = asyncio.Lock()
         self._closing: set[asyncio.Future[None]] = set()
         self._written = asyncio.Event()
-        self.standing = None
+        self._kept: AsyncConnection | None = None  # that of the last who wrote, for the next
+        self.standing: Standing | None = None  # in whose name this one writes, where the database is shared
 
     @classmethod
     async def open(cls, at: Path | str, *, busy_timeout_s: float = 5.0) -> "Store":
@@ -83,31 +84,19 @@ class Store:
         return cls(where, postgres.engine(url))
 
     async def close(self) -> None:
+        if self._kept is not None:
+            self._give_back(self._kept)
         if self._closing:
             await asyncio.wait(self._closing)
         await self._engine.dispose()
         if self._writer is not None:
             self._writer.shutdown(wait=False)
 
-    @property
-    def standing(self) -> Standing | None:
-        """In whose name this one writes, where the database is shared."""
-        return self._standing
-
-    @standing.setter
-    def standing(self, standing: Standing | None) -> None:
-        self._standing = standing
-        owner = standing.number if standing else None
-        self._writing = {
-            lasts: self._engine.execution_options(**{sqlite.WRITES: True, sqlite.LASTS: lasts, _OWNER: owner})
-            for lasts in (True, False)
-        }
-
     @contextlib.asynccontextmanager
-    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
         """A connection, which is given back whatever happens: a caller that is cancelled twice would interrupt the
         rollback, and what it had begun to write would lock the database for ever."""
-        connection = await engine.connect()
+        connection = await self._engine.connect()
         try:
             yield connection
         except BaseException:
@@ -133,24 +122,19 @@ class Store:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A consistent view."""
         with _errors(self.where):
-            async with self._connected(self._engine) as connection:
+            async with self._connected() as connection:
                 if self.is_shared:
-                    async with postgres.view(connection):
-                        yield connection
+                    await postgres.begin_view(connection)
                 else:
-                    await connection.begin()  # ended by giving the connection back
-                    yield connection
+                    sqlite.begin_view(connection)
+                yield connection
 
     @contextlib.asynccontextmanager
     async def glance(self) -> AsyncIterator[AsyncConnection]:
         """For one statement, or several that need not see the same state: each sees what is committed by then. With
         PostgreSQL two round trips less than `read`."""
-        if not self.is_shared:
-            async with self.read() as connection:
-                yield connection
-            return
         with _errors(self.where):
-            async with self._connected(self._engine) as connection:
+            async with self._connected() as connection:
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -163,14 +147,33 @@ class Store:
         with _errors(self.where):
             async with (
                 self._turn,
-                self._connected(self._writing[lasts]) as connection,
+                self._for_writing() as connection,
                 postgres.turn(connection, self.standing, lasts=lasts, probe=self._probe)
                 if self.is_shared
-                else connection.begin(),
+                else sqlite.transaction(connection, lasts=lasts),
             ):
                 yield connection
         written, self._written = self._written, asyncio.Event()
         written.set()
+
+    @contextlib.asynccontextmanager
+    async def _for_writing(self) -> AsyncIterator[AsyncConnection]:
+        """The connection of the last who wrote, unless it failed them: to take one and give it back is a fifth of what
+        a short transaction takes."""
+        connection, self._kept = self._kept, None
+        if connection is not None and self.is_shared and postgres.is_closed(connection):
+            self._give_back(connection)
+            connection = None
+        if connection is None:
+            connection = await self._engine.connect()
+        try:
+            assert connection.sync_connection is not None
+            connection.sync_connection.info[_OWNER] = self.standing.number if self.standing else None
+            yield connection
+        except BaseException:
+            await asyncio.shield(self._give_back(connection))
+            raise
+        self._kept = connection
 
     def next_write(self) -> asyncio.Event:
         """Set when a transaction is committed after this call, by this process. Others' are not noticed."""
@@ -180,7 +183,7 @@ class Store:
     async def beat(self) -> AsyncIterator[AsyncConnection]:
         """A transaction on the rows of leases alone, which waits for nobody's turn; where the database is shared."""
         with _errors(self.where):
-            async with self._connected(self._engine) as connection, postgres.transaction(connection):
+            async with self._connected() as connection, postgres.transaction(connection):
                 yield connection
 
     async def _set_room_aside(self) -> None:
@@ -208,7 +211,7 @@ class Store:
         return ""
 
     async def _probe(self) -> None:
-        async with self._connected(self._engine) as connection:
+        async with self._connected() as connection:
             await postgres.probe(connection)
 
 

@@ -162,11 +162,9 @@ async def turn(
         yield
 
 
-@contextlib.asynccontextmanager
-async def view(connection: AsyncConnection) -> AsyncIterator[None]:
-    """All statements of the block see the same state. It ends when the connection is given back."""
+async def begin_view(connection: AsyncConnection) -> None:
+    """All statements see the same state, until the connection is given back."""
     await _tell(connection, _BEGIN_VIEW)
-    yield
 
 
 async def give_back(connection: AsyncConnection) -> None:
@@ -178,9 +176,12 @@ async def give_back(connection: AsyncConnection) -> None:
 
 def is_under_way(connection: AsyncConnection) -> bool:
     """Whether a transaction of it is."""
-    if connection.invalidated or (driver := _driver(connection)).is_closed():
-        return False
-    return bool(driver.is_in_transaction())
+    return not is_closed(connection) and bool(_driver(connection).is_in_transaction())
+
+
+def is_closed(connection: AsyncConnection) -> bool:
+    """Whether it is of no use any more; the driver knows without asking the server."""
+    return connection.invalidated or bool(_driver(connection).is_closed())
 
 
 def _driver(connection: AsyncConnection) -> Any:

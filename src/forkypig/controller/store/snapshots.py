@@ -80,15 +80,20 @@ async def by_tag(connection: AsyncConnection, tenant: str, tag: str) -> Snapshot
     return _snapshot(row) if row else None
 
 
-async def seen_by(connection: AsyncConnection, tenant: str, *, tag: str = "", prefix: str = "") -> list[Snapshot]:
-    """What a tenant may start machines from, its own and what others share with it, oldest first; `tag`: those that are
-    called so, `prefix`: those whose id begins so. Not those that are being removed, where one of both is given."""
+async def seen_by(
+    connection: AsyncConnection, tenant: str, *, whole: str = "", tag: str = "", prefix: str = ""
+) -> list[Snapshot]:
+    """What a tenant may start machines from, its own and what others share with it, oldest first; `whole`: the one of
+    this id, `tag`: those that are called so, `prefix`: those whose id begins so. Not those that are being removed,
+    where one of these is given."""
     query = select(table).where(_seen_by(tenant))
+    if whole:
+        query = query.where(table.c.id == whole)
     if tag:
         query = query.where(table.c.tag == tag)
     if prefix:
         query = query.where(table.c.id.startswith(prefix, autoescape=True))
-    if tag or prefix:
+    if whole or tag or prefix:
         query = query.where(table.c.removing.is_(False))
     rows = await connection.execute(query.order_by(table.c.created_us, table.c.id))
     return [_snapshot(row) for row in rows]
@@ -100,11 +105,6 @@ def _seen_by(tenant: str) -> ColumnElement[bool]:
 
 def _shared_with(tenant: str) -> Select[tuple[str]]:
     return select(shares.c.snapshot).where(shares.c.tenant.in_((tenant, EVERY_TENANT)))
-
-
-async def is_shared_with(connection: AsyncConnection, snapshot: SnapshotId, tenant: str) -> bool:
-    found = await connection.execute(_shared_with(tenant).where(shares.c.snapshot == snapshot))
-    return found.first() is not None
 
 
 async def sharing(connection: AsyncConnection) -> dict[SnapshotId, tuple[str, ...]]:

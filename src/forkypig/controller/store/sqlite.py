@@ -3,14 +3,14 @@
 Statements run in the event loop: each takes some 20 µs, for what a controller asks for is in the page cache, and to
 hand it to a thread and back takes five times that (docs/decisions/0024-what-a-call-costs.md). What may wait for the
 disk or for another process has a thread: opening and closing, becoming the writer where another process is it, and
-committing.
+committing what is to be on disk. Transactions are begun and ended past SQLAlchemy, whose share was most of their time.
 """
 
 import asyncio
 import contextlib
 import sqlite3
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
@@ -30,14 +30,16 @@ from forkypig.errors import ForkyError, InternalError, NotPossibleNow, ResourceE
 log = structlog.get_logger()
 T = TypeVar("T")
 
-WRITES = "forky_writes"  # of a transaction: it is going to write
-LASTS = "forky_lasts"  # and what it writes is on disk when it is committed
 SKIP_EVENTS = "UPDATE sqlite_sequence SET seq = seq + :n WHERE name = 'events'"
 _DRIVER = "forky"
 # A transaction that begins as a reader can't always become a writer (SQLITE_BUSY_SNAPSHOT).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
 # Rows written by one statement that are left to a thread: a database of ten thousand machines is compared at a start.
 _MANY = 100
+# The log begins anew after so many pages, well within the room set aside. So many commits that are not synced write
+# fewer: the one after them is handed to the thread, which writes the log back if it is long enough.
+_LOG_PAGES = 128
+_IN_LOOP = 16
 
 
 class _Cursor(sqlite3.Cursor):
@@ -70,6 +72,7 @@ class _Connection(sqlite3.Connection):
         self._writes = False
         self._lasts = True
         self._closed = False
+        self._in_loop = 0  # commits since the last in the thread
         self.busy_timeout_ms = 0
 
     def in_thread(self, call: Callable[..., T], *args: Any) -> T:
@@ -81,16 +84,17 @@ class _Connection(sqlite3.Connection):
         self._cursors.add(made)
         return made
 
-    def begin(self, *, writes: bool, lasts: bool) -> None:
-        self._writes = writes
-        if writes and lasts is not self._lasts:
+    async def begin_writing(self, *, lasts: bool) -> None:
+        """`lasts`: what is written is on disk when it is committed."""
+        self._writes = True
+        lasts = lasts or self._in_loop >= _IN_LOOP
+        if lasts is not self._lasts:
             # Of one that does not last the log is written, not synced; the next one that lasts syncs both.
             self._lasts = lasts
             self.execute(f"PRAGMA synchronous = {'FULL' if lasts else 'NORMAL'}")
-        if not writes:
-            self.execute("BEGIN")
-        elif not self._begin_writing():
-            self.in_thread(self.execute, _BEGIN_WRITING)
+            self.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES if lasts else 0}")
+        if not self._begin_writing():
+            await asyncio.get_running_loop().run_in_executor(self._writer, self.execute, _BEGIN_WRITING)
 
     def _begin_writing(self) -> bool:
         """Whether no other process is writing: within this one writers take turns."""
@@ -105,11 +109,14 @@ class _Connection(sqlite3.Connection):
             self.execute(f"PRAGMA busy_timeout = {self.busy_timeout_ms}")
         return True
 
-    def commit(self) -> None:
-        if self._writes:
-            self.in_thread(super().commit)
+    async def end_writing(self) -> None:
+        """Commits."""
+        if self._lasts:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self.commit)
+            self._in_loop = 0
         else:
-            super().commit()
+            self.commit()
+            self._in_loop += 1
         self._writes = False
 
     def rollback(self) -> None:
@@ -184,19 +191,33 @@ registry.register(f"sqlite.{_DRIVER}", __name__, _Dialect.__name__)
 
 def engine(path: Path, writer: ThreadPoolExecutor, busy_timeout_s: float) -> AsyncEngine:
     """Connections; none is made yet. `writer`: one thread; `busy_timeout_s`: how long to wait for other processes."""
-    made = create_async_engine(
+    return create_async_engine(
         URL.create(f"sqlite+{_DRIVER}", database=str(path)),
         pool_size=4,
+        isolation_level="AUTOCOMMIT",
         connect_args={"writer": writer, "busy_timeout_s": busy_timeout_s},
     )
 
-    @event.listens_for(made.sync_engine, "begin")
-    def begun(connection: Connection) -> None:
-        driver: Any = connection.connection.dbapi_connection
-        options = connection.get_execution_options()
-        driver.begin(writes=options.get(WRITES, False), lasts=options.get(LASTS, True))
 
-    return made
+def begin_view(connection: AsyncConnection) -> None:
+    """All statements see the same state, until the connection is given back."""
+    _driver(connection).execute("BEGIN")
+
+
+@contextlib.asynccontextmanager
+async def transaction(connection: AsyncConnection, *, lasts: bool) -> AsyncIterator[None]:
+    """All of the block or nothing of it; what is left of one that failed ends as the connection is given back."""
+    driver = _driver(connection)
+    await driver.begin_writing(lasts=lasts)
+    yield
+    await driver.end_writing()
+
+
+def _driver(connection: AsyncConnection) -> _Connection:
+    assert connection.sync_connection is not None
+    driver = connection.sync_connection.connection.driver_connection
+    assert isinstance(driver, _Connection)
+    return driver
 
 
 def configure(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
@@ -211,7 +232,7 @@ def configure(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
     # What is answered is on disk, also in a power cut: 0.2 ms a transaction (NORMAL syncs at checkpoints alone).
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA wal_autocheckpoint = 128")  # pages: the log begins anew well within the room set aside
+    cursor.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     cursor.close()
 
 
