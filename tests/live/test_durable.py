@@ -155,7 +155,7 @@ def test_a_reboot(forky: Instance, sums: dict[str, str]) -> None:
 def test_a_full_disk_lets_the_snapshot_stay_in_memory_until_there_is_room() -> None:
     forky = new_instance()
     images = (forky.home / "images").readlink()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "forky-test", str(forky.home)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m,mode=700", "forky-test", str(forky.home)], check=True)
     try:
         (forky.home / "images").symlink_to(images)
         forky.ok("run", "--name", "web")

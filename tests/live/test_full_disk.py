@@ -15,7 +15,7 @@ def small() -> Iterator[Instance]:
     """An instance whose home is a file system of 96 MiB."""
     instance = new_instance()
     images = (instance.home / "images").readlink()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "forky-test", str(instance.home)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m,mode=700", "forky-test", str(instance.home)], check=True)
     try:
         (instance.home / "images").symlink_to(images)
         yield instance

@@ -25,10 +25,10 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "named":
         real = os.open
 
-        def refuse(path: str, flags: int, *rest: int) -> int:
+        def refuse(path: str, flags: int, *rest: int, dir_fd: int | None = None) -> int:
             if flags & os.O_TMPFILE == os.O_TMPFILE:
                 raise OSError(errno.EOPNOTSUPP, "no")
-            return real(path, flags, *rest)
+            return real(path, flags, *rest, dir_fd=dir_fd)
 
         monkeypatch.setattr("forkypig.sdk.whole_file.os.open", refuse)
     return str(request.param)
