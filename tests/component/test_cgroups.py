@@ -16,7 +16,6 @@ import pytest
 from forkypig.errors import NotPossibleNow
 from forkypig.hostd.cgroups.cgroups import Cgroups, Group
 from forkypig.hostd.cgroups.hierarchy import groups_below, processes, remove
-from forkypig.hostd.cgroups.v1 import SPLIT_RT_US
 from forkypig.model import Limits, Shape
 from forkypig.qemu import priority
 
@@ -257,6 +256,16 @@ def test_sweep(rig: Rig) -> None:
     assert rig.groups.names() == {"kept", "inhabited"}
 
 
+_RATION_US = 1000
+
+
+@pytest.fixture
+def small_rations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allowances of real time that the host has left whatever other machines split meanwhile."""
+    monkeypatch.setattr("forkypig.hostd.cgroups.v1.SPLIT_RT_US", _RATION_US)
+
+
+@pytest.mark.usefixtures("small_rations")
 async def test_a_split_in_a_machine_that_used_up_its_quota(rig: Rig) -> None:
     group = rig.make(cpus=0.01)
     spinning, splitting = rig.start(SPIN), rig.start(WAIT)
@@ -282,6 +291,7 @@ def _allowances(rig: Rig) -> list[int]:
     return [int(file.read_text()) for file in files if file.exists()]
 
 
+@pytest.mark.usefixtures("small_rations")
 async def test_allowances_of_real_time_are_given_back_after_a_period(rig: Rig) -> None:
     """Not at once: what a group used is forgotten only while it has an allowance."""
     one, two = rig.make("m-1"), rig.make("m-2")
@@ -289,13 +299,13 @@ async def test_allowances_of_real_time_are_given_back_after_a_period(rig: Rig) -
         pytest.skip("this kernel does not ration real time")
     assert before == [0, 0, 0]
     with one.real_time():
-        assert _allowances(rig) == [SPLIT_RT_US, SPLIT_RT_US, 0]
+        assert _allowances(rig) == [_RATION_US, _RATION_US, 0]
         with two.real_time():
-            assert _allowances(rig) == [2 * SPLIT_RT_US, SPLIT_RT_US, SPLIT_RT_US]
+            assert _allowances(rig) == [2 * _RATION_US, _RATION_US, _RATION_US]
     with one.real_time():  # again at once
-        assert _allowances(rig) == [2 * SPLIT_RT_US, SPLIT_RT_US, SPLIT_RT_US]
-        await _until(lambda: _allowances(rig) == [SPLIT_RT_US, SPLIT_RT_US, 0])
-    assert _allowances(rig) == [SPLIT_RT_US, SPLIT_RT_US, 0]
+        assert _allowances(rig) == [2 * _RATION_US, _RATION_US, _RATION_US]
+        await _until(lambda: _allowances(rig) == [_RATION_US, _RATION_US, 0])
+    assert _allowances(rig) == [_RATION_US, _RATION_US, 0]
     await _until(lambda: _allowances(rig) == [0, 0, 0])
 
 
