@@ -1,5 +1,6 @@
 """What tests of more than one file stand on."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -94,3 +95,19 @@ def emptied(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(store.postgres, "_IDLE_S", 60)  # the controller's process may stand still in a transaction
     server.sql(_EMPTY)
     return server.url("postgres")
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A directory in which names are taken that a file may be copied to (a file, a link to one, one that has two
+    names, a pipe), and an end of that pipe."""
+    into = tmp_path / "into"
+    into.mkdir()
+    for name in ("file", "linked", "two"):
+        (into / name).write_bytes(b"older, and longer")
+    (into / "link").symlink_to("linked")
+    (into / "names").hardlink_to(into / "two")
+    os.mkfifo(into / "pipe", 0o600)
+    pipe = os.open(into / "pipe", os.O_RDWR)
+    yield into, pipe
+    os.close(pipe)

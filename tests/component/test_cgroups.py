@@ -323,12 +323,6 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_hostd_that_died_in_a_split(rig: Rig) -> None:
     died = rig.make(cpus=0.5).real_time()
     died.__enter__()

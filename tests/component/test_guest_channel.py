@@ -230,22 +230,14 @@ async def test_an_upload_that_breaks_off_leaves_what_was_there(guest: Guest, tmp
     assert [(path.name, path.read_bytes()) for path in into.iterdir()] == [("old", b"old")]
 
 
-async def test_an_upload_onto_what_is_there(guest: Guest, tmp_path: Path) -> None:
+async def test_an_upload_onto_what_is_there(guest: Guest, taken: tuple[Path, int]) -> None:
     """As cp: through links, into pipes, into a file that has two names; else the file is replaced."""
-    into = tmp_path / "into"
-    into.mkdir()
-    for name in ("file", "linked", "two"):
-        (into / name).write_bytes(b"older, and longer")
-    (into / "link").symlink_to("linked")
-    (into / "names").hardlink_to(into / "two")
-    os.mkfifo(into / "pipe", 0o600)
-    pipe = os.open(into / "pipe", os.O_RDWR)
+    into, pipe = taken
     for name in ("file", "link", "two", "pipe", "new"):
         upload = await guest.channel.upload(str(into))
         await upload.write(_file(name, name.encode()))
         assert await upload.finish() == (1, len(name))
     assert os.read(pipe, 9) == b"pipe"
-    os.close(pipe)
     assert (into / "pipe").stat().st_mode & 0o777 == 0o600
     for name, content in (("file", b"file"), ("linked", b"link"), ("names", b"two"), ("new", b"new")):
         assert (into / name).read_bytes() == content

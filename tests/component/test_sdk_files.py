@@ -224,21 +224,13 @@ async def test_a_copy_that_breaks_off_leaves_what_was_there(web: Machine, instan
     assert {path.name for path in into.rglob("*")} == {"got", "tree"}
 
 
-async def test_onto_what_is_there(web: Machine, instance: Instance, tmp_path: Path) -> None:
+async def test_onto_what_is_there(web: Machine, instance: Instance, taken: tuple[Path, int]) -> None:
     """As cp: through links, into pipes, into a file that has two names; else the file is replaced."""
-    into = tmp_path / "into"
-    into.mkdir()
-    for name in ("file", "linked", "two"):
-        (into / name).write_bytes(b"older, and longer")
-    (into / "link").symlink_to("linked")
-    (into / "names").hardlink_to(into / "two")
-    os.mkfifo(into / "pipe", 0o600)
-    pipe = os.open(into / "pipe", os.O_RDWR)
+    into, pipe = taken
     instance.agent.archives["/top"] = archive(("top", FILE, b"newer"))
     for name in ("file", "link", "two", "pipe", "new"):
         assert (await web.download("/top", into / name)).bytes == 5
     assert os.read(pipe, 9) == b"newer"
-    os.close(pipe)
     for name in ("file", "linked", "names", "new"):
         assert (into / name).read_bytes() == b"newer"
         assert (into / name).stat().st_mode & 0o777 == 0o755

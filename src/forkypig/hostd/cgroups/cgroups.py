@@ -144,11 +144,13 @@ class Cgroups:
                 self._allowed[group.name] = later
 
     def _allow(self, name: str) -> None:
+        if not (rationed := self._rationed()):
+            return
         with self._lock:
-            for hierarchy in self._rationed():
-                if ended := self._allowed.get(name):
-                    ended.cancel()
-                self._allowed[name] = None
+            if ended := self._allowed.get(name):
+                ended.cancel()
+            self._allowed[name] = None
+            for hierarchy in rationed:
                 try:
                     hierarchy.ration(hierarchy.tree / name, len(self._allowed))
                 except OSError as error:  # other splits have all there is; without its quota it is still fast
