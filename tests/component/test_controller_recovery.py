@@ -196,6 +196,13 @@ async def test_restart_keeps_everything(settings: Settings, host: FakeHost) -> N
         await client.run("web")
         await client.fork("web", 2)
         await client.call("TakeSnapshot", pb.TakeSnapshotRequest(machine="web-1", tag="base"))
+
+        async def successors_are_known() -> bool:
+            """The host tells of a split's successor beside its answer."""
+            known = {machine.id: machine.qemu_pid for machine in (await client.machines()).values()}
+            return known == {machine.id: machine.qemu_pid for machine in host.machines.values()}
+
+        await eventually(successors_are_known)
         before = (await client.machines(), await client.snapshots(), await client.events())
     async with serving(settings) as client:
         await asyncio.sleep(0.3)
