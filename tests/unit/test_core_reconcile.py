@@ -127,6 +127,13 @@ def test_what_was_taken_of_a_pool_is_somebodys_only_if_all_of_it_was_done() -> N
         assert made.remove_machines == ([] if is_theirs else [row.id])
 
 
+def test_what_was_undone_and_is_removed_already_is_forgotten() -> None:
+    """Whoever is killed before that is written down must not leave a machine that has failed, with a lease."""
+    acquire = Intent(id=1, kind=IntentKind.ACQUIRE, machines=(MACHINES[0],), arguments={"pool": "p-1"})
+    made = plan(records([machine(0, S.PAUSED)], [], acquire), seen([]))
+    assert (made.forget_machines, made.record_machines, made.undone) == ([MACHINES[0]], [], [acquire])
+
+
 def test_removal_is_done_again() -> None:
     intent = Intent(id=1, kind=IntentKind.REMOVE_MACHINE, machines=(MACHINES[0],))
     made = plan(records([machine(0, S.REMOVING)], [], intent), seen([PARENT]))

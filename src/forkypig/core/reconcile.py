@@ -177,7 +177,7 @@ def _compare_machines(records: Records, seen: Seen, made: Plan, busy: set[str], 
         if row.state is MachineState.REMOVING or (here is not None and row.id in unwanted):
             made.remove_machines.append(row.id)
         elif here is None or (row.state is MachineState.CREATING and here.state not in _READY):
-            _missing(row, here, made)
+            _missing(row, here, made, is_wanted=row.id not in unwanted)
         elif here.state in (MachineState.REMOVING, MachineState.CREATING):
             continue  # the host says so for a moment only (CREATING: a start), and tells what comes after
         elif (current := merge(row, here, known)) != row:
@@ -195,9 +195,10 @@ def _compare_machines(records: Records, seen: Seen, made: Plan, busy: set[str], 
             made.record_machines.append(replace(here, name=name, snapshot=snapshot, operation=""))
 
 
-def _missing(row: Machine, here: Machine | None, made: Plan) -> None:
-    """A machine that is not on the host, or is there as a wreck that was never handed out."""
-    if row.state is MachineState.CREATING:
+def _missing(row: Machine, here: Machine | None, made: Plan, *, is_wanted: bool) -> None:
+    """A machine that is not on the host, or is there as a wreck that was never handed out. One that nobody wants was
+    removed by a controller that did not live to write it down."""
+    if row.state is MachineState.CREATING or not is_wanted:
         (made.forget_machines if here is None else made.remove_machines).append(row.id)
     elif row.failure != LOST:
         made.record_machines.append(
