@@ -1,13 +1,12 @@
 """forky pool create, ls, inspect, scale, rm; forky acquire, release, renew."""
 
-import re
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forkypig.cli import documents, printing, sizes
-from forkypig.cli.arguments import MachineName, assignments, size
+from forkypig.cli.arguments import MachineName, assignments, lifetime, size, span
 from forkypig.cli.runtime import connected
 from forkypig.model import Lease, PoolStatus
 
@@ -20,24 +19,6 @@ pool = typer.Typer(
 )
 
 PoolName = Annotated[str, typer.Argument(metavar="POOL", help="A pool's name.", show_default=False)]
-
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
-
-
-def duration(text: str) -> float:
-    """Seconds, for typer: 500ms, 5s, 10m, 2h, 1d; a bare number is seconds. Raises BadParameter."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise typer.BadParameter(f"«{text[:40]}» is not a duration: write 500ms, 5s, 10m, 2h or 1d")
-    return float(found[1]) * _UNITS_S[found[2] or "s"]
-
-
-def lifetime(text: str) -> float:
-    """As `duration`, and not none at all, which the API takes for «as it is by default»."""
-    if not (found := duration(text)):
-        raise typer.BadParameter("a lease of 0 s is not possible: ask for 1 s to 30 days")
-    return found
 
 
 @pool.command()
@@ -208,7 +189,7 @@ def acquire(
     ] = None,
     wait: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="TIME", help="For a machine, if none is ready.", show_default="30s"),
+        typer.Option(parser=span, metavar="TIME", help="For a machine, if none is ready.", show_default="30s"),
     ] = None,
     as_json: printing.Json = False,
 ) -> None:
@@ -253,11 +234,14 @@ def release(
 def renew(
     machine: MachineName,
     ttl: Annotated[
-        float | None, typer.Option(parser=lifetime, metavar="TIME", help="From now on.", show_default="as it is")
+        float | None,
+        typer.Option(
+            parser=lifetime, metavar="TIME", help="How long it stays unused from now on.", show_default="as it is"
+        ),
     ] = None,
     as_json: printing.Json = False,
 ) -> None:
-    """Let the lease of an acquired machine begin anew, as every use of it does."""
+    """Let a machine's lease begin anew, as every use of it does."""
 
     async def work(forky: "Forky") -> None:
         lease = await forky.renew(machine, ttl or 0.0)
