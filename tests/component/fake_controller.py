@@ -30,8 +30,6 @@ from forkypig.v1 import (
     common_pb2,
     controller_pb2_grpc,
     observe_pb2_grpc,
-    pools_pb2,
-    pools_pb2_grpc,
 )
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, status
@@ -46,6 +44,7 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         self.snapshots: dict[str, model.Snapshot] = {}
         self.images: dict[str, model.Image] = {}
         self.events: list[model.Event] = []
+        self.ran: list[pb.RunMachineRequest] = []
         self.clock = 1_000_000
 
     def now(self) -> int:
@@ -115,6 +114,7 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         )
 
     async def RunMachine(self, request: Any, context: Any) -> AsyncIterator[pb.RunMachineResponse]:  # noqa: N802
+        self.ran.append(request)
         yield pb.RunMachineResponse(progress=common_pb2.Progress(step="booting", done=1, total=2))
         if any(machine.name == request.name for machine in self.machines.values()):
             await status.abort(context, errors.AlreadyExists("machine", request.name))
@@ -327,17 +327,6 @@ async def _output(child: asyncio.subprocess.Process, primary: int) -> AsyncItera
         draining.cancel()
 
 
-class Pools(pools_pb2_grpc.PoolsServicer):
-    """Leases that never end."""
-
-    def __init__(self) -> None:
-        self.renewed: list[pools_pb2.RenewRequest] = []
-
-    async def Renew(self, request: Any, context: Any) -> pools_pb2.Lease:  # noqa: N802
-        self.renewed.append(request)
-        return pools_pb2.Lease(machine=request.machine, ttl_s=request.ttl_s)
-
-
 class Instance:
     """A home with a fake controller in it, and pid files that say that all daemons run."""
 
@@ -345,7 +334,6 @@ class Instance:
         self.place = local.place(home)
         self.controller = Controller()
         self.observation = Observation(self.controller)
-        self.pools = Pools()
         self.root = home / "guest"
         self.agent = Agent(self.root)
         self.server: grpc.aio.Server | None = None
@@ -363,7 +351,6 @@ class Instance:
         self.server = grpc.aio.server()
         controller_pb2_grpc.add_ControllerServicer_to_server(self.controller, self.server)
         agent_pb2_grpc.add_AgentServicer_to_server(self.agent, self.server)
-        pools_pb2_grpc.add_PoolsServicer_to_server(self.pools, self.server)
         observe_pb2_grpc.add_ObservationServicer_to_server(self.observation, self.server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self.server)
