@@ -167,11 +167,14 @@ def ps(
                 info.snapshot or "",
                 info.address or "",
                 printing.ago(info.created_us),
+                printing.left(info.expires_us),
             )
             for info in infos
         ]
-        headings = ("NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "SNAPSHOT", "ADDRESS", "AGE")
-        printing.table(headings, rows)
+        headings = ["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "SNAPSHOT", "ADDRESS", "AGE"]
+        if any(info.expires_us for info in infos):
+            headings.append("LEASE")
+        printing.table(headings, [row[: len(headings)] for row in rows])
 
     connected(work)
 

@@ -1,6 +1,5 @@
 """forky pool create, ls, inspect, scale, rm; forky acquire, release, renew."""
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from forkypig.cli import documents, printing, sizes
 from forkypig.cli.arguments import MachineName, assignments, lifetime, size, span
 from forkypig.cli.runtime import connected
-from forkypig.model import Lease, PoolStatus
+from forkypig.model import PoolStatus
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
@@ -128,16 +127,12 @@ def _show(status: PoolStatus, as_json: bool) -> None:
                     lease.machine,
                     lease.holder,
                     printing.ago(lease.acquired_us),
-                    _left(lease),
+                    printing.left(lease.expires_us),
                     ", ".join(f"{key}={value}" for key, value in lease.labels.items()),
                 )
                 for lease in status.leases
             ],
         )
-
-
-def _left(lease: Lease) -> str:
-    return f"{max(0.0, lease.expires_us / 1e6 - time.time()):.0f} s"
 
 
 @pool.command()
@@ -205,7 +200,9 @@ def acquire(
         if as_json:
             printing.document(documents.acquired(machine.info, machine.lease, machine.waited_ms))
         else:
-            printing.say(f"{machine.name} ({machine.id}) is yours, {_left(machine.lease)} from its last use")
+            printing.say(
+                f"{machine.name} ({machine.id}) is yours, {printing.left(machine.lease.expires_us)} from its last use"
+            )
 
     connected(work)
 
@@ -248,6 +245,6 @@ def renew(
         if as_json:
             printing.document(documents.lease(lease))
         else:
-            printing.say(f"{lease.machine_name} is yours for another {_left(lease)}")
+            printing.say(f"{lease.machine_name} is yours for another {printing.left(lease.expires_us)}")
 
     connected(work)

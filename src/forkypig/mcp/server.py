@@ -20,7 +20,8 @@ from forkypig.sdk.client import Forky
 INSTRUCTIONS = """Forky Pig runs virtual machines that fork like processes. A machine is a whole Linux computer of
 yours: root, Debian, its own disk and network. Typical work: run_machine, exec in it, snapshot before anything risky,
 restore when it broke (memory, processes and disk are again what they were), fork to try several ways at once, each in a
-copy of its own, remove what is no longer needed. Machines go by name or id, snapshots by tag or id."""
+copy of its own, remove what is no longer needed or let it go by itself (ttl_s). Machines go by name or id, snapshots by
+tag or id."""
 
 
 class Connection:
