@@ -14,6 +14,7 @@ import signal
 import struct
 import tarfile
 import termios
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ from forkypig.v1 import (
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, status
 from tests.component.fake_observation import Observation
+
+
+def _expires_us(ttl_s: float) -> int:
+    """Of a lease that begins now, if any is asked for."""
+    return round((time.time() + ttl_s) * 1e6) if ttl_s else 0
 
 
 class Controller(controller_pb2_grpc.ControllerServicer):
@@ -119,7 +125,7 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         if any(machine.name == request.name for machine in self.machines.values()):
             await status.abort(context, errors.AlreadyExists("machine", request.name))
         shape = model.Shape(request.shape.cpus or 1, request.shape.memory_mib or 512, request.shape.disk_mib or 4096)
-        machine = self.add_machine(request.name or "brave-pig", shape=shape)
+        machine = self.add_machine(request.name or "brave-pig", shape=shape, expires_us=_expires_us(request.ttl_s))
         yield pb.RunMachineResponse(result=pb.RunResult(machine=convert.machine_to_wire(machine), ready_ms=41.5))
 
     async def Fork(self, request: Any, context: Any) -> common_pb2.ForkResult:  # noqa: N802
@@ -129,7 +135,12 @@ class Controller(controller_pb2_grpc.ControllerServicer):
             await status.abort(context, error)
         snapshot = self.add_snapshot(parent)
         children = [
-            self.add_machine(f"{request.name_prefix or parent.name}-{n}", snapshot=snapshot.id, parent=parent.id)
+            self.add_machine(
+                f"{request.name_prefix or parent.name}-{n}",
+                snapshot=snapshot.id,
+                parent=parent.id,
+                expires_us=_expires_us(request.ttl_s),
+            )
             for n in range(1, request.count + 1)
         ]
         result = model.ForkResult(
