@@ -53,8 +53,12 @@ class Client:
         return (await self.run_all(name, **fields))[-1].result.machine
 
     async def run_all(self, name: str = "", **fields: Any) -> list[pb.RunMachineResponse]:
-        with rpc_errors():
-            return [u async for u in self.stub.RunMachine(pb.RunMachineRequest(name=name, **fields), timeout=30)]
+        call = self.stub.RunMachine(pb.RunMachineRequest(name=name, **fields), timeout=30)
+        try:
+            with rpc_errors():
+                return [update async for update in call]
+        finally:
+            call.cancel()
 
     async def fork(self, source: str, count: int = 1, **fields: Any) -> common.ForkResult:
         with rpc_errors():

@@ -132,7 +132,7 @@ class Rig:
         with (self.home / "pager.log").open("ab") as log:
             self.pager = subprocess.Popen(words, env=environment, stderr=log)
         self.client = PagerClient(self.home / "run" / "pager.sock")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(Exception):
                 await self.client.status()
@@ -230,7 +230,7 @@ class Rig:
 
     async def next_keeper(self) -> None:
         """Waits until there is one."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self.keeper_pid:
             assert time.monotonic() < deadline, self.log()
             await asyncio.sleep(0.05)
@@ -284,7 +284,7 @@ def pid_in(path: Path) -> int:
 def end(pid: int, number: int) -> None:
     """Signals a process and waits until it has ended."""
     os.kill(pid, number)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists():
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)

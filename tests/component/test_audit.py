@@ -19,7 +19,7 @@ from forkypig.v1 import agent_pb2, common_pb2, store_pb2, store_pb2_grpc
 from forkypig.v1 import auth_pb2 as pb
 from forkypig.v1 import controller_pb2 as controller
 from tests.component.access_rig import Served, serving
-from tests.component.controller_rig import home, running_host
+from tests.component.controller_rig import eventually, home, running_host
 
 
 def entry(number: int = 0, method: str = "Controller/Fork") -> AuditEntry:
@@ -28,6 +28,17 @@ def entry(number: int = 0, method: str = "Controller/Fork") -> AuditEntry:
 
 def lines(served: Served) -> list[dict[str, Any]]:
     return [json.loads(line) for line in served.audit().splitlines()]
+
+
+async def lines_with(served: Served, *methods: str) -> list[dict[str, Any]]:
+    """All that there are when there are some of each of these methods: a call is written down beside its answer."""
+
+    async def are_there() -> list[dict[str, Any]] | None:
+        found = lines(served)
+        return found if {line["method"] for line in found} >= set(methods) else None
+
+    found: list[dict[str, Any]] = await eventually(are_there)
+    return found
 
 
 async def test_who_did_what_with_which_result_and_no_secrets() -> None:
@@ -52,7 +63,11 @@ async def test_who_did_what_with_which_result_and_no_secrets() -> None:
             async with served.client("fp_000000000000_" + "x" * 43) as nobody:
                 with pytest.raises(errors.Unauthenticated):
                     await nobody.call("ListMachines")
-            found = lines(served)
+            found = await lines_with(
+                served,
+                *("Controller/RunMachine", "Controller/RemoveMachine", "Controller/Doctor", "Controller/ListMachines"),
+                *("Agent/Exec", "Store/PushSnapshot", "Auth/CreateToken"),
+            )
             by_method = {line["method"]: line for line in found}
             who = f"token:{text[3:15]}"
             run = by_method["Controller/RunMachine"]
@@ -81,7 +96,8 @@ async def test_reads_and_commands_where_they_are_asked_for() -> None:
             await caller.call("GetMachine", controller.MachineRequest(machine="web"))
             start = agent_pb2.ExecStart(machine="web", argv=["echo", "word"])
             assert [a async for a in caller.agent.Exec(iter([agent_pb2.ExecRequest(start=start)]), timeout=30)]
-            about = {line["method"]: line["about"] for line in lines(served)}
+            found = await lines_with(served, "Controller/GetMachine", "Agent/Exec")
+            about = {line["method"]: line["about"] for line in found}
             assert about["Controller/GetMachine"] == "machine=web"
             assert about["Agent/Exec"] == "machine=web argv=['echo', 'word']"
 

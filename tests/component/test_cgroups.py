@@ -318,7 +318,7 @@ async def test_more_splits_than_there_are_allowances(rig: Rig) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

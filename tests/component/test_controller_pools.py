@@ -1,14 +1,20 @@
 """Pools: who gets which machine, what a lease is worth, and that nothing is left of what nobody has."""
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from forkypig import errors
+from forkypig.controller.app import controller
 from forkypig.controller.pools import acquiring
+from forkypig.controller.pools.filler import Filler
+from forkypig.controller.pools.live_pool import LivePool
+from forkypig.controller.principal import acting, for_tenant
 from forkypig.daemon.settings import Settings
+from forkypig.model import Shape
 from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
@@ -236,6 +242,39 @@ async def test_run_takes_a_machine_of_a_pool_that_fits(client: Client, host: Fak
     apart = (await client.run_all("apart", config=isolated))[-1].result
     assert apart.pool == "py"
     assert host.machines[apart.machine.id].config.mode == common.NETWORK_MODE_ISOLATED
+
+
+async def test_a_pool_that_is_found_as_it_is_made_is_filled_by_one(
+    settings: Settings, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a second pools are compared with the database, also right after it has got a new one."""
+    filling: list[str] = []
+    keep = Filler.keep
+
+    async def counted(self: Filler, live: LivePool) -> None:
+        filling.append(live.pool.name)
+        await keep(self, live)
+
+    monkeypatch.setattr(Filler, "keep", counted)
+    async with controller(settings) as app:
+        write = app.desk.store.write
+
+        @contextlib.asynccontextmanager
+        async def compared_after(**how: Any) -> AsyncIterator[Any]:
+            async with write(**how) as tx:
+                yield tx
+            await app.pools._compare()
+
+        async def is_full() -> bool:
+            return (await app.pools.get("py")).ready == 1
+
+        with acting(for_tenant("default")):
+            monkeypatch.setattr(app.desk.store, "write", compared_after)
+            await app.pools.create("py", "debian-12", Shape(0, 0, 0), 1, 1)
+            monkeypatch.undo()
+            await eventually(is_full)
+        await app.desk.journal.stop()
+    assert filling == ["py"]
 
 
 async def test_demand_grows_the_pool_and_scale_changes_it(client: Client) -> None:

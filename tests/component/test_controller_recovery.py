@@ -193,7 +193,7 @@ async def test_who_is_cancelled_together_with_the_work_that_they_wait_for_ends()
         work.cancel()
         keeping.cancel()
         await asyncio.wait({keeping}, timeout=1)
-        went_on = set(journal._work)
+        went_on = {task for task in journal._work if not task.done()}
         for task in (keeping, *went_on):  # or this would not end
             task.cancel()
     assert not went_on

@@ -123,6 +123,13 @@ async def test_end_of_input_on_a_terminal(guest: Guest) -> None:
     assert events[-1] == Exited(0)
 
 
+async def test_who_lets_go_of_the_terminal_before_the_end_is_not_hung_up(guest: Guest) -> None:
+    """As cat does, which closes what it has open before it exits."""
+    command = ["sh", "-c", "exec <&- >&- 2>&-; sleep 0.3; exit 7"]
+    call = await guest.channel.exec(ExecSpec(argv=command, terminal=(24, 80)))
+    assert [event async for event in call][-1] == Exited(7)
+
+
 async def test_input_echoes_back_whole(guest: Guest) -> None:
     data = os.urandom(3 << 20)
     call = await guest.channel.exec(ExecSpec(argv=["cat"], stdin=True))
@@ -431,7 +438,7 @@ async def test_lost_bytes_are_sent_again(guest: Guest) -> None:
     link.write = whole  # type: ignore[method-assign]
     await call.write(b"second")
     call.close_stdin()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert b"".join([event.data async for event in call if isinstance(event, Output)]) == b"first second"
 
 

@@ -42,7 +42,7 @@ async def alone(tmp_path: Path, *more: str) -> AsyncIterator[Guest]:
 
 
 async def wait_until(path: Path, text: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not path.exists() or text not in path.read_text():
             await asyncio.sleep(0.02)
 

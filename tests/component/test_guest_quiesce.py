@@ -245,7 +245,7 @@ async def test_a_process_that_does_not_stop_is_named_and_all_go_on(
     paths = await counters(guest, tmp_path, 1)
     pid = await start(guest, "cat", str(deaf_file))
     seen = 0  # how often in a row it was in an uninterruptible wait: one for a disk is soon over
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while seen < 10:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             seen = seen + 1 if state == "D" else 0

@@ -52,7 +52,7 @@ async def write(store: Store, *kinds: str) -> None:
 
 
 async def collect(stream: Any, count: int) -> list[Any]:
-    async with asyncio.timeout(20), aclosing(stream):
+    async with asyncio.timeout(60), aclosing(stream):
         found: list[Any] = []
         async for event in stream:
             found.append(event)

@@ -98,11 +98,11 @@ async def test_the_controller_ends_before_it_has_answered(settings: Settings, ho
             caller = asyncio.create_task(acquire(client, "one"))
             await stall.reached.wait()
             [begun] = await eventually(lambda: leased(client))
+            if host_did:
+                await host._do_AcquireMachine(host.calls["AcquireMachine"][-1])
         await asyncio.wait({caller})
         assert caller.cancelled() or isinstance(caller.exception(), errors.ForkyError)
         del host.stalls["AcquireMachine"]
-        if host_did:
-            await host._do_AcquireMachine(host.calls["AcquireMachine"][-1])
         async with serving(settings) as client:
             got = (await acquire(client, "one")).machine.id
             assert (got == begun) is host_did

@@ -108,7 +108,7 @@ async def chain(tmp_path: Path) -> Chain:
 
 
 async def test_all_below_the_overlay_becomes_one_file_while_something_writes(chain: Chain, tmp_path: Path) -> None:
-    async with asyncio.timeout(20), _qemu(tmp_path, chain.long) as process:
+    async with asyncio.timeout(60), _qemu(tmp_path, chain.long) as process:
         assert len(await _open_files(process)) == 4
         # aio_write returns at once: the requests are under way while the overlay is opened again.
         for position in range(64):
@@ -124,7 +124,7 @@ async def test_all_below_the_overlay_becomes_one_file_while_something_writes(cha
 
 async def test_layers_above_the_fold_stay(chain: Chain, tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "convert", "-O", "raw", str(chain.layers[2]), str(chain.flat)], check=True)
-    async with asyncio.timeout(20), _qemu(tmp_path, chain.long) as process:
+    async with asyncio.timeout(60), _qemu(tmp_path, chain.long) as process:
         assert await fold(process, [*chain.long[:2], (chain.flat, "raw")])
         await _check(process)
         assert await _open_files(process) == {str(chain.layers[0]), str(chain.layers[1]), str(chain.flat)}
@@ -133,7 +133,7 @@ async def test_layers_above_the_fold_stay(chain: Chain, tmp_path: Path) -> None:
 async def test_one_fold_after_another(chain: Chain, tmp_path: Path) -> None:
     lower = tmp_path / "lower.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", str(chain.layers[2]), str(lower)], check=True)
-    async with asyncio.timeout(20), _qemu(tmp_path, chain.long) as process:
+    async with asyncio.timeout(60), _qemu(tmp_path, chain.long) as process:
         assert await fold(process, [*chain.long[:2], (lower, "raw")])
         assert await fold(process, chain.folded)
         await _check(process)
@@ -142,7 +142,7 @@ async def test_one_fold_after_another(chain: Chain, tmp_path: Path) -> None:
 
 
 async def test_the_base_is_opened_anew(chain: Chain, tmp_path: Path) -> None:
-    async with asyncio.timeout(20), _qemu(tmp_path, chain.folded) as process:
+    async with asyncio.timeout(60), _qemu(tmp_path, chain.folded) as process:
         other = tmp_path / "other.raw"
         shutil.copy(chain.flat, other)
         other.replace(chain.flat)  # as after a new mount: the same path is another file
@@ -152,7 +152,7 @@ async def test_the_base_is_opened_anew(chain: Chain, tmp_path: Path) -> None:
 
 
 async def test_a_fold_that_fails_changes_nothing(chain: Chain, tmp_path: Path) -> None:
-    async with asyncio.timeout(20), _qemu(tmp_path, chain.long) as process:
+    async with asyncio.timeout(60), _qemu(tmp_path, chain.long) as process:
         before = await process.session.execute("query-named-block-nodes", {"flat": True})
         with pytest.raises(MachineFailed, match="blockdev-add"):
             await fold(process, [chain.folded[0], (tmp_path / "gone.raw", "raw")])

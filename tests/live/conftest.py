@@ -88,7 +88,7 @@ class Instance:
         pids = [self.pid(daemon) for daemon in daemons]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(Path(f"/proc/{pid}").exists() and not _zombie(pid) for pid in pids):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -141,7 +141,7 @@ class Instance:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        deadline = time.monotonic() + 10  # a killed QEMU gives its memory back first, and is in its cgroup until then
+        deadline = time.monotonic() + 60  # a killed QEMU gives its memory back first, and is in its cgroup until then
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
         for mount in self.mounts():

@@ -1774,10 +1774,11 @@ class Agent:
 
     def _close_output(self, call: Call, fd: int) -> None:
         self._unwatch(fd)
-        os.close(fd)
         del call.outputs[fd]
-        if fd == call.terminal:
-            call.terminal = call.stdin = -1
+        if fd == call.terminal:  # closed, it would send SIGHUP to a command that has let go of it and not yet ended
+            call.stdin = -1
+        else:
+            os.close(fd)
         if call.code is not None and not call.outputs:
             self._over(call)
 
@@ -1824,7 +1825,9 @@ class Agent:
         if call.stdin >= 0 and call.stdin != call.terminal:
             self._unwatch(call.stdin)
             os.close(call.stdin)
-        call.stdin = -1
+        if call.terminal >= 0:
+            os.close(call.terminal)
+        call.stdin = call.terminal = -1
         if call.orphan:
             self.orphans.remove(call)
             return

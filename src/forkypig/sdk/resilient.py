@@ -77,6 +77,8 @@ class _RepeatedStream:
                 await patience.after(error)
             else:
                 return
+            finally:
+                self._call.cancel()  # gRPC sees by itself only who leaves in the midst of a message
             self._call = self._begin()
 
 

@@ -73,6 +73,7 @@ class Pools:
         if len(name) > _LONGEST_NAME:
             raise InvalidRequest(f"«{name}» is too long for a pool's name: use at most {_LONGEST_NAME} characters")
         check_sizes(target, most)
+        await self._loaded.wait()
         desk, tenant = self._desk, principal().tenant
         pool = replace(
             await pool_of(desk, self._images, source, shape),
@@ -89,8 +90,8 @@ class Pools:
             await check_still_there(tx, pool)
             await pools.add(tx, pool)
             await events.add(tx, "pool.created", pool.id, f"{name}, of {source}: {target} ready, {most} at most")
-        live = self._take_up(pool)
-        return await self._status(live)
+        # Whoever compared meanwhile has found it already.
+        return await self._status(self._live.get(pool.id) or self._take_up(pool))
 
     async def scale(self, name: str, target: int | None, most: int | None) -> PoolStatus:
         """Other sizes; None: as it is."""
