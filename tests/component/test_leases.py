@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from forkypig import errors
+from forkypig.controller.leases import Leases
 from forkypig.daemon.settings import Settings
+from forkypig.model import Lease, PoolId, new_machine_id
 from forkypig.v1 import agent_pb2, pools_pb2
 from forkypig.v1 import controller_pb2 as pb
 from tests.component.controller_rig import Client, daemon, eventually, home, serving
@@ -78,6 +80,18 @@ async def test_children_have_leases_of_their_own_or_none(client: Client) -> None
         assert forked < stopped.expires_us
     await client.pool("Renew", pools_pb2.RenewRequest(machine="web", ttl_s=1))
     await gone(client, "web", "web-3")  # stopped, and left
+
+
+def test_a_use_that_began_before_its_lease_was_known_here_counts() -> None:
+    """Another controller has just run the machine."""
+    machine, leases = new_machine_id(), Leases()
+    over = Lease(machine=machine, pool=PoolId(""), pool_name="", ttl_s=60, expires_us=1)
+    with leases.using(machine):
+        leases.refresh([over])
+        assert [lease.machine for lease in leases.used()] == [machine]
+        assert not leases.over()
+    leases.refresh([over])
+    assert not leases.over()  # it has begun anew
 
 
 @pytest.mark.parametrize("ttl_s", [0.5, -1.0, math.nan, math.inf, 31 * 86_400.0])

@@ -46,7 +46,7 @@ async def begin(tx: AsyncConnection, intent: Intent, made: Iterable[Machine]) ->
     """Writes down the leases of what an operation has made, as it wished; to be told to `Leases.began` thereafter."""
     if not (ttl_s := intent.arguments.get("ttl_s", 0.0)):
         return []
-    now = now_us()
+    now, ends = now_us(), end_us(ttl_s)
     begun = [
         Lease(
             machine=machine.id,
@@ -57,7 +57,7 @@ async def begin(tx: AsyncConnection, intent: Intent, made: Iterable[Machine]) ->
             holder=intent.arguments["holder"],
             ttl_s=ttl_s,
             acquired_us=now,
-            expires_us=end_us(ttl_s),
+            expires_us=ends,
         )
         for machine in made
     ]
@@ -84,17 +84,16 @@ class Leases:
 
     @contextlib.contextmanager
     def using(self, machine: str) -> Iterator[None]:
-        """For as long as the block lasts the machine's lease does not end; then it begins anew. Fine for others."""
+        """For as long as the block lasts the machine's lease does not end; then it begins anew. Fine for one without,
+        and for one whose lease another controller has just written, which is known here within a second."""
         found = MachineId(machine)
-        if found not in self.held:
-            yield
-            return
         self._using[found] += 1
         try:
             yield
         finally:
             self._using[found] -= 1
-            self._using += Counter()  # drops what is zero
+            if not self._using[found]:
+                del self._using[found]
             self._moved(found)
 
     def _moved(self, machine: MachineId) -> None:
