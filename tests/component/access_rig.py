@@ -16,7 +16,7 @@ from forkypig.model.tenants import Tenant
 from forkypig.v1 import auth_pb2 as pb
 from forkypig.v1 import auth_pb2_grpc, common_pb2
 from forkypig.wire.status import rpc_errors
-from tests.component.controller_rig import Client
+from tests.component.controller_rig import Client, eventually
 
 
 @dataclass
@@ -48,6 +48,15 @@ class Served:
 
     def audit(self) -> str:
         return (self.settings.audit / "audit.jsonl").read_text()
+
+    async def audit_with(self, *words: str) -> str:
+        """The log, when all of these are in it: a call is written down beside its answer."""
+
+        async def are_there() -> bool:
+            return all(word in self.audit() for word in words)
+
+        await eventually(are_there)
+        return self.audit()
 
 
 class Caller(Client):

@@ -19,26 +19,16 @@ from forkypig.v1 import agent_pb2, common_pb2, store_pb2, store_pb2_grpc
 from forkypig.v1 import auth_pb2 as pb
 from forkypig.v1 import controller_pb2 as controller
 from tests.component.access_rig import Served, serving
-from tests.component.controller_rig import eventually, home, running_host
+from tests.component.controller_rig import home, running_host
 
 
 def entry(number: int = 0, method: str = "Controller/Fork") -> AuditEntry:
     return AuditEntry(number, "token:0", "acme", "user", method, f"machine=web-{number}", "OK", 1.5, "ipv4:127.0.0.1:1")
 
 
-def lines(served: Served) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in served.audit().splitlines()]
-
-
 async def lines_with(served: Served, *methods: str) -> list[dict[str, Any]]:
-    """All that there are when there are some of each of these methods: a call is written down beside its answer."""
-
-    async def are_there() -> list[dict[str, Any]] | None:
-        found = lines(served)
-        return found if {line["method"] for line in found} >= set(methods) else None
-
-    found: list[dict[str, Any]] = await eventually(are_there)
-    return found
+    log = await served.audit_with(*(f'"{method}"' for method in methods))
+    return [json.loads(line) for line in log.splitlines()]
 
 
 async def test_who_did_what_with_which_result_and_no_secrets() -> None:

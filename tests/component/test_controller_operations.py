@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from forkypig import errors
+from forkypig import Forky, errors
+from forkypig.daemon.settings import Settings
 from forkypig.v1 import agent_pb2
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
@@ -128,6 +129,25 @@ async def test_run_that_is_left_is_undone(client: Client, host: FakeHost) -> Non
     await eventually(is_gone)
     assert len(host.machines) == 1
     assert "run.failed" in await client.events()
+
+
+async def test_run_that_is_left_between_two_messages_is_undone(
+    settings: Settings, client: Client, host: FakeHost
+) -> None:
+    """gRPC's own streams notice by themselves only who leaves while they wait for a message."""
+    await client.run("first")
+    stall = host.stall("ForkSnapshot")
+    async with Forky(settings.home, start=False) as forky:
+        call = forky.controller.RunMachine(pb.RunMachineRequest(name="web"), timeout=30)
+        updates = aiter(call)
+        assert (await anext(updates)).progress.step == "starting"
+        await stall.reached.wait()
+        await updates.aclose()
+
+        async def is_gone() -> bool:
+            return set(await client.machines()) == {"first"}
+
+        await eventually(is_gone)
 
 
 # -- fork --------------------------------------------------------------------------------------------------------------
