@@ -14,6 +14,7 @@ import signal
 import struct
 import tarfile
 import termios
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,15 @@ from forkypig.v1 import (
     common_pb2,
     controller_pb2_grpc,
     observe_pb2_grpc,
-    pools_pb2,
-    pools_pb2_grpc,
 )
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.wire import convert, status
 from tests.component.fake_observation import Observation
+
+
+def _expires_us(ttl_s: float) -> int:
+    """Of a lease that begins now, if any is asked for."""
+    return round((time.time() + ttl_s) * 1e6) if ttl_s else 0
 
 
 class Controller(controller_pb2_grpc.ControllerServicer):
@@ -46,6 +50,7 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         self.snapshots: dict[str, model.Snapshot] = {}
         self.images: dict[str, model.Image] = {}
         self.events: list[model.Event] = []
+        self.ran: list[pb.RunMachineRequest] = []
         self.clock = 1_000_000
 
     def now(self) -> int:
@@ -115,11 +120,12 @@ class Controller(controller_pb2_grpc.ControllerServicer):
         )
 
     async def RunMachine(self, request: Any, context: Any) -> AsyncIterator[pb.RunMachineResponse]:  # noqa: N802
+        self.ran.append(request)
         yield pb.RunMachineResponse(progress=common_pb2.Progress(step="booting", done=1, total=2))
         if any(machine.name == request.name for machine in self.machines.values()):
             await status.abort(context, errors.AlreadyExists("machine", request.name))
         shape = model.Shape(request.shape.cpus or 1, request.shape.memory_mib or 512, request.shape.disk_mib or 4096)
-        machine = self.add_machine(request.name or "brave-pig", shape=shape)
+        machine = self.add_machine(request.name or "brave-pig", shape=shape, expires_us=_expires_us(request.ttl_s))
         yield pb.RunMachineResponse(result=pb.RunResult(machine=convert.machine_to_wire(machine), ready_ms=41.5))
 
     async def Fork(self, request: Any, context: Any) -> common_pb2.ForkResult:  # noqa: N802
@@ -129,7 +135,12 @@ class Controller(controller_pb2_grpc.ControllerServicer):
             await status.abort(context, error)
         snapshot = self.add_snapshot(parent)
         children = [
-            self.add_machine(f"{request.name_prefix or parent.name}-{n}", snapshot=snapshot.id, parent=parent.id)
+            self.add_machine(
+                f"{request.name_prefix or parent.name}-{n}",
+                snapshot=snapshot.id,
+                parent=parent.id,
+                expires_us=_expires_us(request.ttl_s),
+            )
             for n in range(1, request.count + 1)
         ]
         result = model.ForkResult(
@@ -327,17 +338,6 @@ async def _output(child: asyncio.subprocess.Process, primary: int) -> AsyncItera
         draining.cancel()
 
 
-class Pools(pools_pb2_grpc.PoolsServicer):
-    """Leases that never end."""
-
-    def __init__(self) -> None:
-        self.renewed: list[pools_pb2.RenewRequest] = []
-
-    async def Renew(self, request: Any, context: Any) -> pools_pb2.Lease:  # noqa: N802
-        self.renewed.append(request)
-        return pools_pb2.Lease(machine=request.machine, ttl_s=request.ttl_s)
-
-
 class Instance:
     """A home with a fake controller in it, and pid files that say that all daemons run."""
 
@@ -345,7 +345,6 @@ class Instance:
         self.place = local.place(home)
         self.controller = Controller()
         self.observation = Observation(self.controller)
-        self.pools = Pools()
         self.root = home / "guest"
         self.agent = Agent(self.root)
         self.server: grpc.aio.Server | None = None
@@ -363,7 +362,6 @@ class Instance:
         self.server = grpc.aio.server()
         controller_pb2_grpc.add_ControllerServicer_to_server(self.controller, self.server)
         agent_pb2_grpc.add_AgentServicer_to_server(self.agent, self.server)
-        pools_pb2_grpc.add_PoolsServicer_to_server(self.pools, self.server)
         observe_pb2_grpc.add_ObservationServicer_to_server(self.observation, self.server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self.server)

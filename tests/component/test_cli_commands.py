@@ -62,7 +62,7 @@ async def test_run_fork_ps_rm(instance: Instance) -> None:
     web = (await forky(instance, "run", "--name", "web", "--cpus", "2", "--memory", "1.5G", "--json")).document
     assert (web["name"], web["cpus"], web["memory_mib"], web["state"]) == ("web", 2, 1536, "running")
     assert web["ready_ms"] == 41.5
-    made = (await forky(instance, "fork", "web", "-n", "2", "--json")).document
+    made = (await forky(instance, "fork", "web", "-n", "2", "--ttl", "2h", "--json")).document
     assert set(made) == {"snapshot", "parent", "pause_ms", "children"}
     assert (made["parent"], made["pause_ms"]) == (web["id"], 12.5)
     assert [set(child) for child in made["children"]] == [{"id", "name", "ready_ms"}] * 2
@@ -73,6 +73,8 @@ async def test_run_fork_ps_rm(instance: Instance) -> None:
     assert machines[1]["snapshot"] == made["snapshot"]
     drawn = await forky(instance, "ps")
     assert [line.split()[0] for line in drawn.out.splitlines()] == ["NAME", "web", "web-1", "web-2"]
+    assert [line.rstrip().endswith("2 h") for line in drawn.out.splitlines()] == [False, False, True, True]
+    assert machines[0]["expires_us"] is None
     removed = await forky(instance, "rm", "web-1", made["snapshot"], "nobody")
     assert removed.out.splitlines() == ["removed machine web-1", f"removed snapshot {made['snapshot']}"]
     assert (removed.code, removed.err.startswith("forky: there is no machine or snapshot «nobody»")) == (1, True)
@@ -211,8 +213,7 @@ async def test_run_with_a_command(instance: Instance) -> None:
     assert [machine.name for machine in instance.controller.machines.values()] == ["web"]
     result = await forky(instance, "run", "--name", "other", "--rm", "--json", "--", "echo", "hi")
     assert (result.document["name"], result.document["command"]["stdout"]) == ("other", "hi\n")
-    [lease] = instance.pools.renewed  # in case it is killed before it removes the machine
-    assert (lease.machine, lease.begin) == (result.document["id"], True)
+    assert [asked.ttl_s for asked in instance.controller.ran] == [0, 60]  # in case it is killed before it removes it
     assert [machine.name for machine in instance.controller.machines.values()] == ["web"]
 
 

@@ -221,23 +221,6 @@ async def test_a_lease_ends_when_nobody_uses_the_machine(client: Client, host: F
     await eventually(lambda: _gone(host, used.machine.id))
 
 
-async def test_any_machine_can_be_given_a_lease(client: Client, host: FakeHost) -> None:
-    """Where there is no pool at all: nobody looks after leases until there is one."""
-    used, idle = await client.run("used", cold_boot=True), await client.run("idle", cold_boot=True)
-    await client.pool("Renew", pools.RenewRequest(machine=used.name, ttl_s=600, begin=True))
-    using = client.agent.Exec()
-    start = agent_pb2.ExecStart(machine=used.id, argv=["cat"], stdin=True)
-    await using.write(agent_pb2.ExecRequest(start=start))
-    await using.read()
-    for machine in (used, idle):
-        lease = await client.pool("Renew", pools.RenewRequest(machine=machine.name, ttl_s=1, begin=True))
-        assert (lease.machine, lease.pool, lease.ttl_s) == (machine.id, "", 1)
-    await eventually(lambda: _gone(host, idle.id))
-    assert used.id in host.machines
-    using.cancel()  # whoever ran it was killed
-    await eventually(lambda: _gone(host, used.id))
-
-
 async def test_run_takes_a_machine_of_a_pool_that_fits(client: Client, host: FakeHost) -> None:
     await create(client)
     status = await filled(client, 2)
@@ -248,6 +231,11 @@ async def test_run_takes_a_machine_of_a_pool_that_fits(client: Client, host: Fak
     with pytest.raises(errors.AlreadyExists):
         await client.run("web")
     assert (await filled(client, 2)).acquired == 0  # it is no lease
+    assert ran.machine.expires_us == 0
+    leased = (await client.run_all("leased", ttl_s=1))[-1].result
+    assert (leased.pool, leased.machine.expires_us > 0) == ("py", True)
+    assert (await filled(client, 2)).acquired == 0  # nor is this one of the pool
+    await eventually(lambda: _gone(host, leased.machine.id))
     other = (await client.run_all("big", shape=common.Shape(memory_mib=1024)))[-1].result
     assert other.pool == ""
     isolated = common.ConfigChange(mode=common.NETWORK_MODE_ISOLATED)

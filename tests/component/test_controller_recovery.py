@@ -33,6 +33,12 @@ async def settled(client: Client, want: dict[str, str]) -> None:
     assert states(await client.machines()) == want
 
 
+async def all_leased(client: Client, *names: str) -> bool:
+    """Who finished what a killed one had begun has given them the leases that were asked for."""
+    there = await client.machines()
+    return all(there[name].expires_us for name in names)
+
+
 async def crash_in(settings: Settings, host: FakeHost, method: str, call: Any, before: Any = None) -> Any:
     """Kills a controller whose `call` has come as far as the host's `method`; returns what the host was asked."""
     async with daemon(settings) as (process, client):
@@ -57,7 +63,7 @@ async def run_web(client: Client) -> None:
 
 @pytest.mark.parametrize("host_did", ["nothing", "all", "a wreck"])
 async def test_killed_while_it_runs_a_machine(settings: Settings, host: FakeHost, host_did: str) -> None:
-    request = await crash_in(settings, host, "BootMachine", lambda c: c.run("web", cold_boot=True))
+    request = await crash_in(settings, host, "BootMachine", lambda c: c.run("web", cold_boot=True, ttl_s=600))
     if host_did != "nothing":
         machine = await host._do_BootMachine(request)
         machine.state = RUNNING if host_did == "all" else FAILED
@@ -67,6 +73,7 @@ async def test_killed_while_it_runs_a_machine(settings: Settings, host: FakeHost
         if host_did == "all":
             assert (await client.machines())["web"].id == request.machine
             assert (await client.machines())["web"].image_name == "debian-12"
+            await eventually(lambda: all_leased(client, "web"))
 
 
 async def test_killed_while_the_host_goes_on(
@@ -90,7 +97,7 @@ async def test_killed_while_the_host_goes_on(
 
 @pytest.mark.parametrize("host_did", ["nothing", "the split", "one child", "all"])
 async def test_killed_while_it_forks(settings: Settings, host: FakeHost, host_did: str) -> None:
-    request = await crash_in(settings, host, "ForkMachine", lambda c: c.fork("web", 3), before=run_web)
+    request = await crash_in(settings, host, "ForkMachine", lambda c: c.fork("web", 3, ttl_s=600), before=run_web)
     if host_did != "nothing":
         made = await host._do_ForkMachine(request)
         kept = {"the split": 0, "one child": 1, "all": 3}[host_did]
@@ -103,6 +110,7 @@ async def test_killed_while_it_forks(settings: Settings, host: FakeHost, host_di
         assert web.snapshot == host.machines[web.id].snapshot
         assert (request.snapshot in await client.snapshots()) == (host_did != "nothing")
         assert len(host.machines) == 1 + len(children)
+        await eventually(lambda: all_leased(client, *children))
         assert (await client.fork("web", 1)).children[0].machine.name == ("web-4" if children else "web-1")
 
 

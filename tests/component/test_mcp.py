@@ -68,7 +68,8 @@ async def test_what_an_agent_does(host: tuple[str, GuestHost]) -> None:
         done = await agent.ok("exec", machine="web", command="echo hi", stdin="!")
         assert (done["exit_code"], done["stdout"], done["note"]) == (0, "sh -c echo hi!", None)
         assert (await agent.ok("snapshot", machine="web", tag="clean", message="works"))["tag"] == "clean"
-        children = (await agent.ok("fork", source="web", count=2, name="try"))["children"]
+        children = (await agent.ok("fork", source="web", count=2, name="try", ttl_s=60))["children"]
+        assert all(child["expires_us"] for child in children)
         assert [child["name"] for child in children] == ["try-1", "try-2"]
         assert (await agent.ok("restore", machine="web", snapshot="clean"))["name"] == "web"
         assert [each["tag"] for each in (await agent.ok("list_snapshots"))["snapshots"]] == ["clean"]

@@ -40,6 +40,10 @@ async def test_a_pool_from_its_making_to_its_end(api: Rest) -> None:
     (held,) = (await done(http.get("/v1/pools/py")))["leases"]
     assert held["machine"] == got["id"]
     assert (await done(http.post(f"/v1/machines/{got['id']}/renew", json={"ttl_s": 90})))["ttl_s"] == 90
+    children = (await done(http.post(f"/v1/machines/{got['id']}/fork", json={"ttl_s": 60}), 201))["children"]
+    ran = await done(http.post("/v1/machines", json={"ttl_s": 60}), 201)
+    held_us = (await done(http.get(f"/v1/machines/{got['id']}")))["expires_us"]
+    assert all(0 < made["expires_us"] < held_us for made in (*children, ran))
     assert await done(http.post(f"/v1/machines/{got['name']}/release"), 204) is None
     assert (await done(http.patch("/v1/pools/py", json={"target": 0})))["target"] == 0
     assert len(await done(http.get("/v1/pools"))) == 1

@@ -32,8 +32,8 @@ async def served(settings: Settings, host: FakeHost) -> AsyncIterator[Served]:
         yield made
 
 
-async def fork(caller: Caller, source: str = "web", count: int = 1) -> Any:
-    return await caller.call("Fork", pb.ForkRequest(source=source, count=count))
+async def fork(caller: Caller, source: str = "web", count: int = 1, ttl_s: float = 600) -> Any:
+    return await caller.call("Fork", pb.ForkRequest(source=source, count=count, ttl_s=ttl_s))
 
 
 async def test_the_same_answer_and_one_machine(served: Served, host: FakeHost) -> None:
@@ -43,8 +43,9 @@ async def test_the_same_answer_and_one_machine(served: Served, host: FakeHost) -
         assert again == [first]
         forked = await fork(caller)
         assert await fork(caller) == forked
-        with pytest.raises(errors.InvalidRequest, match="new key"):
-            await fork(caller, count=2)
+        for other in ({"count": 2}, {"ttl_s": 60}):
+            with pytest.raises(errors.InvalidRequest, match="new key"):
+                await fork(caller, **other)
     async with served.client(idempotency_key="two") as caller:
         assert (await fork(caller)).children[0].machine.name == "web-2"
     assert len(host.machines) == 3
@@ -188,7 +189,8 @@ async def test_answered_from_what_it_made_when_the_answer_was_not_kept(
     async with serving(settings) as served, served.client(idempotency_key="one") as caller:
         assert (await caller.run_all("web"))[-1].result.machine.id == ran.machine.id
         again = await fork(caller)
-        assert [child.machine.id for child in again.children] == [child.machine.id for child in forked.children]
+        [child], [before] = again.children, forked.children
+        assert (child.machine.id, child.machine.expires_us) == (before.machine.id, before.machine.expires_us)
         assert (again.snapshot.id, again.parent) == (forked.snapshot.id, forked.parent)
         assert (await caller.call("TakeSnapshot", pb.TakeSnapshotRequest(machine="web", tag="base"))).id == taken.id
         with pytest.raises(errors.InvalidRequest):

@@ -27,8 +27,9 @@ async def in_thread(work: Callable[[], None]) -> None:
 async def test_a_session(instance: Instance, tmp_path: Path) -> None:
     def session() -> None:
         with sync.Forky(instance.home) as forky:
-            web = forky.run(name="web")
-            children = web.fork(2).children
+            web = forky.run(name="web", ttl_s=60)
+            children = web.fork(2, ttl_s=60).children
+            assert all(machine.info.expires_us for machine in (web, *children))
             assert [child.name for child in children] == ["web-1", "web-2"]
             assert forky.get("web-1") == children[0]
             assert web.exec(["echo", "hi"]).stdout == b"hi\n"

@@ -122,6 +122,15 @@ def test_run_with_a_command_and_a_second_run_from_the_template(forky: Instance) 
     done = forky.run("run", "--name", "once", "--rm", "--", "sh", "-c", "echo hi; exit 3")
     assert (done.returncode, done.stdout) == (3, b"hi\n")
     assert "once" not in forky.ok("ps")
+    # A use begins a lease anew, and what is not used goes by itself.
+    made = json.loads(forky.ok("run", "--name", "brief", "--ttl", "1m", "--json", "--", "true"))
+    assert time.time_ns() // 1000 < made["expires_us"] < forky.json("inspect", "brief")["expires_us"]
+    children = forky.json("fork", "brief", "-n", "2", "--ttl", "1s")["children"]
+    forky.ok("renew", "brief", "--ttl", "1s")
+    deadline = time.monotonic() + 20
+    while gone := {"brief", *(child["name"] for child in children)} & {each["name"] for each in forky.json("ps")}:
+        assert time.monotonic() < deadline, gone
+        time.sleep(0.5)
     cold = forky.json("run", "--name", "cold", "--cold-boot")
     assert cold["snapshot"] is None
     forky.ok("rm", "cold")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from forkypig.cli import sizes
+from forkypig.cli import durations, sizes
 
 MachineName = Annotated[str, typer.Argument(metavar="MACHINE", help="A machine's id or name.", show_default=False)]
 SourceName = Annotated[
@@ -32,6 +32,29 @@ def size(text: str) -> int:
         return sizes.mib(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def span(text: str) -> float:
+    """Seconds, for typer. Raises BadParameter."""
+    try:
+        return durations.seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def lifetime(text: str) -> float:
+    """As `span`, and not none at all, which the API takes for «as it is by default»."""
+    if not (found := span(text)):
+        raise typer.BadParameter("a lease of 0 s is not possible: ask for 1 s to 30 days")
+    return found
+
+
+TimeToLive = Annotated[
+    float | None,
+    typer.Option(
+        "--ttl", parser=lifetime, metavar="TIME", help="How long it stays unused: 30s, 10m.", show_default="for ever"
+    ),
+]
 
 
 def assignments(pairs: Sequence[str], option: str = "-e") -> dict[str, str]:

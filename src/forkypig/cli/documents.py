@@ -36,6 +36,7 @@ def machine(info: model.Machine) -> Document:
         "accelerator": info.accelerator,
         "accelerator_reason": info.accelerator_reason,
         "created_us": info.created_us,
+        "expires_us": info.expires_us or None,
         "network": _network(info.config),
         "limits": _limits(info.config.limits),
         "no_fork": info.config.no_fork,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forkypig.cli import documents, printing, sizes, surroundings
-from forkypig.cli.arguments import MachineName, SourceName
+from forkypig.cli.arguments import MachineName, SourceName, TimeToLive
 from forkypig.cli.history import where
 from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected
@@ -44,13 +44,14 @@ def fork(
     pids_limit: surroundings.PidsLimit = None,
     io_limit: surroundings.IoLimit = None,
     restart: surroundings.RestartOption = None,
+    ttl: TimeToLive = None,
     as_json: printing.Json = False,
 ) -> None:
     """Split a machine into itself and children.
 
     They share its memory and disk. A running machine goes on, a paused one stays paused.
     Of a snapshot only children are made. Children have the parent's network and limits, unless told otherwise here,
-    and none of its published ports and restart policy.
+    and none of its published ports, restart policy and lease.
     """
     config = ConfigChange(
         mode=network,
@@ -67,7 +68,14 @@ def fork(
         with Display() as display:
             display.on_progress(Progress(f"forking into {count} children" if count > 1 else "forking"))
             made = await forky.fork(
-                source, count, name=name, paused=paused, quiesce=quiesce, forget=forgotten, config=config
+                source,
+                count,
+                name=name,
+                paused=paused,
+                quiesce=quiesce,
+                forget=forgotten,
+                config=config,
+                ttl_s=ttl or 0.0,
             )
         children = [
             {"id": child.id, "name": child.name, "ready_ms": round(child.ready_ms or 0.0, 3)} for child in made.children

@@ -8,7 +8,7 @@ import typer
 
 from forkypig import errors
 from forkypig.cli import documents, printing, sizes, surroundings
-from forkypig.cli.arguments import MachineName, SourceName, size
+from forkypig.cli.arguments import MachineName, SourceName, TimeToLive, size
 from forkypig.cli.progress import Display
 from forkypig.cli.runtime import connected
 from forkypig.model import ConfigChange
@@ -53,13 +53,15 @@ def run(
     ] = "",
     cold_boot: Annotated[bool, typer.Option("--cold-boot", help="Really boot, don't start from the template.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove the machine when COMMAND has ended.")] = False,
+    ttl: TimeToLive = None,
     as_json: printing.Json = False,
 ) -> None:
     """Boot a machine, and with `-- COMMAND` run that in it.
 
     The first run of an image and shape boots; later ones start from its template in milliseconds. With --from it goes
     on from a snapshot, whose shape, network and limits it has unless told otherwise here. The machine stays after
-    COMMAND, whose exit code is passed on, unless --rm.
+    COMMAND, whose exit code is passed on, unless --rm; with --ttl until nobody has used it (exec, cp, shell, renew) for
+    so long.
     """
     command: list[str] | None = context.obj
     if command == []:
@@ -89,14 +91,13 @@ def run(
                 cold_boot=cold_boot,
                 snapshot=snapshot,
                 config=config,
+                ttl_s=ttl or (_ABANDONED_S if remove else 0.0),
                 on_progress=display.on_progress,
             )
         if command is None:
             _show_made(machine, as_json, snapshot)
             return None
         try:
-            if remove:
-                await forky.renew(machine.id, _ABANDONED_S, begin=True)
             return await _run_command(machine, command, as_json)
         finally:
             if remove:
@@ -166,11 +167,14 @@ def ps(
                 info.snapshot or "",
                 info.address or "",
                 printing.ago(info.created_us),
+                printing.left(info.expires_us),
             )
             for info in infos
         ]
-        headings = ("NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "SNAPSHOT", "ADDRESS", "AGE")
-        printing.table(headings, rows)
+        headings = ["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "SNAPSHOT", "ADDRESS", "AGE"]
+        if any(info.expires_us for info in infos):
+            headings.append("LEASE")
+        printing.table(headings, [row[: len(headings)] for row in rows])
 
     connected(work)
 

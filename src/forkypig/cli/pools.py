@@ -1,15 +1,13 @@
 """forky pool create, ls, inspect, scale, rm; forky acquire, release, renew."""
 
-import re
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forkypig.cli import documents, printing, sizes
-from forkypig.cli.arguments import MachineName, assignments, size
+from forkypig.cli.arguments import MachineName, assignments, lifetime, size, span
 from forkypig.cli.runtime import connected
-from forkypig.model import Lease, PoolStatus
+from forkypig.model import PoolStatus
 
 if TYPE_CHECKING:
     from forkypig.sdk.client import Forky
@@ -20,24 +18,6 @@ pool = typer.Typer(
 )
 
 PoolName = Annotated[str, typer.Argument(metavar="POOL", help="A pool's name.", show_default=False)]
-
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
-
-
-def duration(text: str) -> float:
-    """Seconds, for typer: 500ms, 5s, 10m, 2h, 1d; a bare number is seconds. Raises BadParameter."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise typer.BadParameter(f"«{text[:40]}» is not a duration: write 500ms, 5s, 10m, 2h or 1d")
-    return float(found[1]) * _UNITS_S[found[2] or "s"]
-
-
-def lifetime(text: str) -> float:
-    """As `duration`, and not none at all, which the API takes for «as it is by default»."""
-    if not (found := duration(text)):
-        raise typer.BadParameter("a lease of 0 s is not possible: ask for 1 s to 30 days")
-    return found
 
 
 @pool.command()
@@ -147,16 +127,12 @@ def _show(status: PoolStatus, as_json: bool) -> None:
                     lease.machine,
                     lease.holder,
                     printing.ago(lease.acquired_us),
-                    _left(lease),
+                    printing.left(lease.expires_us),
                     ", ".join(f"{key}={value}" for key, value in lease.labels.items()),
                 )
                 for lease in status.leases
             ],
         )
-
-
-def _left(lease: Lease) -> str:
-    return f"{max(0.0, lease.expires_us / 1e6 - time.time()):.0f} s"
 
 
 @pool.command()
@@ -208,7 +184,7 @@ def acquire(
     ] = None,
     wait: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="TIME", help="For a machine, if none is ready.", show_default="30s"),
+        typer.Option(parser=span, metavar="TIME", help="For a machine, if none is ready.", show_default="30s"),
     ] = None,
     as_json: printing.Json = False,
 ) -> None:
@@ -224,7 +200,9 @@ def acquire(
         if as_json:
             printing.document(documents.acquired(machine.info, machine.lease, machine.waited_ms))
         else:
-            printing.say(f"{machine.name} ({machine.id}) is yours, {_left(machine.lease)} from its last use")
+            printing.say(
+                f"{machine.name} ({machine.id}) is yours, {printing.left(machine.lease.expires_us)} from its last use"
+            )
 
     connected(work)
 
@@ -253,17 +231,20 @@ def release(
 def renew(
     machine: MachineName,
     ttl: Annotated[
-        float | None, typer.Option(parser=lifetime, metavar="TIME", help="From now on.", show_default="as it is")
+        float | None,
+        typer.Option(
+            parser=lifetime, metavar="TIME", help="How long it stays unused from now on.", show_default="as it is"
+        ),
     ] = None,
     as_json: printing.Json = False,
 ) -> None:
-    """Let the lease of an acquired machine begin anew, as every use of it does."""
+    """Let a machine's lease begin anew, as every use of it does."""
 
     async def work(forky: "Forky") -> None:
         lease = await forky.renew(machine, ttl or 0.0)
         if as_json:
             printing.document(documents.lease(lease))
         else:
-            printing.say(f"{lease.machine_name} is yours for another {_left(lease)}")
+            printing.say(f"{lease.machine_name} is yours for another {printing.left(lease.expires_us)}")
 
     connected(work)

@@ -65,9 +65,16 @@ def fields(pairs: Sequence[tuple[str, str]]) -> None:
 
 def ago(time_us: int) -> str:
     """How long ago, in one unit."""
-    if not time_us:
-        return ""
-    seconds = max(0.0, time.time() - time_us / 1e6)
+    return _span(time.time() - time_us / 1e6) if time_us else ""
+
+
+def left(time_us: int) -> str:
+    """How long until then, in one unit."""
+    return _span(time_us / 1e6 - time.time()) if time_us else ""
+
+
+def _span(seconds: float) -> str:
+    seconds = max(0.0, seconds)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

@@ -17,7 +17,7 @@ import grpc
 from forkypig.controller.admission import Admission
 from forkypig.controller.desk import find_machine
 from forkypig.controller.host import Host, followed, host_errors
-from forkypig.controller.pools.leases import PoolLeases
+from forkypig.controller.leases import Leases
 from forkypig.controller.store import Store
 from forkypig.controller.streams import first_of, resumed
 from forkypig.errors import InvalidRequest
@@ -35,7 +35,7 @@ _STAT_S = 60.0
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """forkypig.v1.Agent."""
 
-    def __init__(self, store: Store, host: Host, admission: Admission, leases: PoolLeases) -> None:
+    def __init__(self, store: Store, host: Host, admission: Admission, leases: Leases) -> None:
         self._store, self._host, self._admission, self._leases = store, host, admission, leases
 
     @contextmanager

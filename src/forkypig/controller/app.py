@@ -21,6 +21,7 @@ from forkypig.controller.health import Health
 from forkypig.controller.host import Host
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Journal
+from forkypig.controller.leases import Leases
 from forkypig.controller.observing.metrics import Metrics
 from forkypig.controller.observing.scraping import serving
 from forkypig.controller.observing.servicer import ObservationServicer
@@ -80,7 +81,7 @@ class App:
         """Adds the services to a gRPC server."""
         controller = ControllerServicer(self.desk, self.operations)
         controller_pb2_grpc.add_ControllerServicer_to_server(controller, server)
-        agent = AgentServicer(self.desk.store, self.desk.host, self.desk.admission, self.pools.leases)
+        agent = AgentServicer(self.desk.store, self.desk.host, self.desk.admission, self.desk.leases)
         agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
         pools_pb2_grpc.add_PoolsServicer_to_server(PoolServicer(self.pools), server)
         store_pb2_grpc.add_StoreServicer_to_server(StoreServicer(self.desk), server)
@@ -104,9 +105,10 @@ async def controller(settings: Settings) -> AsyncIterator[App]:
             journal = Journal(tasks)
             peers = Peers(store, journal, host, settings.name_of_controller)
             await peers.join()
-            reconciler = Reconciler(store, host, journal, peers)
+            leases = Leases()
+            reconciler = Reconciler(store, host, journal, peers, leases)
             admission = Admission(settings, store, host)
-            desk = Desk(store, host, journal, reconciler, peers, admission)
+            desk = Desk(store, host, journal, reconciler, peers, admission, leases)
             collector = Collector(desk)
             images = Images(desk, collector)
             forks, templates = Forks(desk), Templates(desk)

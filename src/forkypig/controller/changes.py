@@ -137,7 +137,8 @@ class Changes:
                 )
                 flight.take(intent)
             try:
-                seen = await do(machine.id)
+                with desk.leases.using(machine.id):
+                    seen = await do(machine.id)
             except ForkyError as error:
                 await self._failed(intent, machine, error)
                 raise

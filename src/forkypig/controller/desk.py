@@ -1,9 +1,9 @@
 """What every operation needs: the database, the host, the journal, the reconciler; how things are found by what users
-call them; and the one way in which an operation that failed is undone."""
+call them; and the one way in which an operation that made machines is finished, or undone where it failed."""
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller.admission import Admission
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Flight, Journal, operations_of
+from forkypig.controller.leases import Leases, begin
 from forkypig.controller.peers import Peers
 from forkypig.controller.principal import principal
 from forkypig.controller.reconciler import Reconciler
 from forkypig.controller.store import Store, events, intents, machines, snapshots
-from forkypig.core.intents import IntentStatus
+from forkypig.core.intents import Intent, IntentStatus
 from forkypig.errors import ForkyError, InvalidRequest, NotFound, PermissionDenied
 from forkypig.model import Machine, Snapshot, check_name
 from forkypig.model.ids import is_id, snapshot_prefix
@@ -38,6 +39,18 @@ class Desk:
     reconciler: Reconciler
     peers: Peers
     admission: Admission
+    leases: Leases
+
+    @contextlib.asynccontextmanager
+    async def finishing(self, intent: Intent, made: Sequence[Machine]) -> AsyncIterator[AsyncConnection]:
+        """The transaction at whose end an operation is done: what it has made is in the records, with the leases that
+        were asked for."""
+        async with self.store.write() as tx:
+            yield tx
+            await machines.save_known(tx, made)
+            begun = await begin(tx, intent, made)
+            await intents.end(tx, intent, IntentStatus.DONE)
+        self.leases.began(begun)
 
     async def undo(self, flight: Flight, error: ForkyError) -> None:
         """Marks what is in `flight` as failed and has the reconciler find out what is there and remove it.

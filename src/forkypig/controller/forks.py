@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from forkypig.controller.desk import Desk, find_machine, find_source, known_parent
 from forkypig.controller.host import Labels
 from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.leases import check_ttl, wished
 from forkypig.controller.principal import principal
 from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, images, intents, machines, snapshots
@@ -42,6 +43,18 @@ from forkypig.model import (
     new_machine_id,
     new_snapshot_id,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """What is asked for."""
+
+    source: str  # a machine or a snapshot, as users call it
+    count: int
+    prefix: str  # of the children's names; "": the source's
+    options: ForkOptions
+    change: ConfigChange  # of the source's config
+    ttl_s: float = 0.0  # a child is removed when it was not used for so long; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +104,24 @@ class Forks:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def fork(
-        self, source: str, count: int, prefix: str, options: ForkOptions, change: ConfigChange
-    ) -> ForkResult:
-        """`count` children of a machine or a snapshot. Raises ForkyError; then nothing of the fork is left, or will be
+    async def fork(self, request: ForkRequest) -> ForkResult:
+        """Children of a machine or a snapshot. Raises ForkyError; then nothing of the fork is left, or will be
         as soon as the host can be reached again."""
         caller = Caller()
-        return await self._desk.journal.carry(self._fork(source, count, prefix, options, change, caller), caller)
+        return await self._desk.journal.carry(self._fork(request, caller), caller)
 
-    async def _fork(
-        self, source: str, count: int, prefix: str, options: ForkOptions, change: ConfigChange, caller: Caller
-    ) -> ForkResult:
-        check_count(count)
-        if prefix:
-            check_name("machine", prefix)
+    async def _fork(self, request: ForkRequest, caller: Caller) -> ForkResult:
+        check_count(request.count)
+        check_ttl(request.ttl_s)
+        if request.prefix:
+            check_name("machine", request.prefix)
         desk = self._desk
         await desk.reconciler.ensure_reachable()
         await desk.admission.refresh()
         with desk.journal.flight() as flight:
-            asked = await self._reserve(flight, source, count, prefix, change)
+            asked = await self._reserve(flight, request)
             try:
-                result = await self._on_host(asked, options)
+                result = await self._on_host(asked, request.options)
                 caller.check()
                 result = await self._record(asked, result)
             except ForkyError as error:
@@ -123,15 +133,16 @@ class Forks:
     def _machine_of(self, asked: _Asked) -> tuple[MachineId, ...]:
         return (asked.source.id,) if isinstance(asked.source, Machine) else ()
 
-    async def _reserve(self, flight: Flight, text: str, count: int, prefix: str, change: ConfigChange) -> _Asked:
+    async def _reserve(self, flight: Flight, request: ForkRequest) -> _Asked:
         """Chooses names and ids and writes all down."""
+        count = request.count
         async with self._desk.store.write() as tx:
-            source, tenant = await find_source(tx, text), principal().tenant
+            source, tenant = await find_source(tx, request.source), principal().tenant
             ground = await ground_of(tx, source)
-            config = of_child(ground.config, change, count, source.shape, source.accelerator)
+            config = of_child(ground.config, request.change, count, source.shape, source.accelerator)
             await admit(tx, of_machines(source.shape, count, forks=1))
             self._desk.admission.admit(source.shape, count)
-            stem = prefix or ground.stem
+            stem = request.prefix or ground.stem
             names = child_names(stem, count, await machines.names(tx, tenant, f"{stem}-"))
             children = tuple(
                 Machine(
@@ -159,6 +170,7 @@ class Forks:
                 snapshot=ground.snapshot if machine else None,
                 source=machine,
                 action=Action.FORK.value,
+                **wished(request.ttl_s),
             )
             await events.add(tx, "fork.asked", source.id, f"{count} children: {names[0]} …")
             flight.take(intent)
@@ -171,7 +183,8 @@ class Forks:
             host.measured.forked(result)
             return result
         labels = Labels(SnapshotKind.FORK)
-        return await host.fork_machine(asked.source.id, asked.snapshot, labels, asked.children, options)
+        with self._desk.leases.using(asked.source.id):
+            return await host.fork_machine(asked.source.id, asked.snapshot, labels, asked.children, options)
 
     async def _record(self, asked: _Asked, result: ForkResult) -> ForkResult:
         """Everything is there: in one transaction."""
@@ -181,10 +194,8 @@ class Forks:
             Child(merge(replace(row, snapshot=asked.snapshot), seen[row.id].machine, known), seen[row.id].ready_ms)
             for row in asked.children
         )
-        async with self._desk.store.write() as tx:
+        async with self._desk.finishing(asked.intent, [child.machine for child in children]) as tx:
             snapshot = await self._record_split(tx, asked, result.snapshot)
-            await machines.save_known(tx, [child.machine for child in children])
-            await intents.end(tx, asked.intent, IntentStatus.DONE)
             for child in children:
                 await events.add(tx, f"machine.{child.machine.state.value}", child.machine.id, child.machine.name)
             detail = f"{len(children)} children of {snapshot.id}, pause {result.pause_ms:.1f} ms"
@@ -239,7 +250,8 @@ class Forks:
             try:
                 labels = Labels(SnapshotKind.KEPT, tag, message)
                 options = ForkOptions(quiesce=quiesce)
-                result = await desk.host.fork_machine(machine.id, intent.snapshot, labels, (), options)
+                with desk.leases.using(machine.id):
+                    result = await desk.host.fork_machine(machine.id, intent.snapshot, labels, (), options)
                 async with desk.store.write() as tx:
                     snapshot = await self._record_split(tx, asked, result.snapshot)
                     await intents.end(tx, intent, IntentStatus.DONE)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from forkypig.controller.host import Host
 from forkypig.controller.journal import Flight, Journal
+from forkypig.controller.leases import Leases, begin
 from forkypig.controller.peers import Peers
 from forkypig.controller.store import Store, events, images, intents, machines, snapshots
 from forkypig.core.intents import Intent, IntentKind, IntentStatus
@@ -34,8 +35,8 @@ _REMOVALS = 8  # at the same time
 class Reconciler:
     """One host's records."""
 
-    def __init__(self, store: Store, host: Host, journal: Journal, peers: Peers) -> None:
-        self._store, self._host, self._journal, self._peers = store, host, journal, peers
+    def __init__(self, store: Store, host: Host, journal: Journal, peers: Peers, leases: Leases) -> None:
+        self._store, self._host, self._journal, self._peers, self._leases = store, host, journal, peers, leases
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._again: asyncio.TimerHandle | None = None
@@ -187,6 +188,7 @@ class Reconciler:
         with self._journal.flight() as flight:
             async with self._turn:
                 made = await self._decide(flight)
+            self._leases.to_look.set()  # of what was finished
             await self._remove(made)
         if made.waiting:
             self.look_soon()
@@ -244,6 +246,8 @@ class Reconciler:
             await snapshots.delete_one(tx, lost)
             words, tenant = "the host does not have it any more", records.snapshots[lost].tenant
             await events.add(tx, "snapshot.lost", lost, words, tenant=tenant)
+        for intent in made.finished:
+            await begin(tx, intent, [records.machines[m] for m in intent.machines if m in records.machines])
         for intent, status in self._ended(made):
             if not removals & intent.names:
                 await self._end(tx, intent, status)

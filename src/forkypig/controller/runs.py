@@ -15,13 +15,14 @@ from forkypig.controller.desk import Desk, find_snapshot
 from forkypig.controller.forks import ground_of
 from forkypig.controller.images import Images
 from forkypig.controller.journal import Caller, Flight
+from forkypig.controller.leases import check_ttl, wished
 from forkypig.controller.pools.pools import Pools
 from forkypig.controller.principal import principal
 from forkypig.controller.quotas import admit
 from forkypig.controller.store import events, intents, machines, snapshots
 from forkypig.controller.templates import Templates
 from forkypig.core.config import bare, changed
-from forkypig.core.intents import Intent, IntentKind, IntentStatus
+from forkypig.core.intents import Intent, IntentKind
 from forkypig.core.limits import check_disk_holds, check_shape, with_defaults
 from forkypig.core.names import free_name, pleasant_name
 from forkypig.core.quotas import of_machines
@@ -58,6 +59,7 @@ class RunRequest:
     cold_boot: bool = False
     change: ConfigChange = ConfigChange()  # of the default config, or of that of the snapshot's machine
     snapshot: str = ""  # to start from; then no image, shape or cold boot
+    ttl_s: float = 0.0  # it is removed when it was not used for so long; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Runs:
         began = time.perf_counter()
         if request.name:
             check_name("machine", request.name)
+        check_ttl(request.ttl_s)
         if request.snapshot:
             return await self._run_from_snapshot(request, show, caller, began)
         shape = with_defaults(request.shape)
@@ -91,9 +94,7 @@ class Runs:
         check_shape(shape, status.memory_total_mib)
         image = await caller.wait_for(self._images.find_or_build(request.image, show))
         check_disk_holds(shape, image)
-        if not request.cold_boot and (
-            ran := await self._from_pool(request.name, image.id, shape, None, config, caller)
-        ):
+        if not request.cold_boot and (ran := await self._from_pool(request, image.id, shape, None, config, caller)):
             return ran
         await self._desk.admission.refresh()
         with self._desk.journal.flight() as flight:
@@ -111,7 +112,7 @@ class Runs:
 
     async def _from_pool(
         self,
-        name: str,
+        request: RunRequest,
         image: ImageId,
         shape: Shape,
         snapshot: SnapshotId | None,
@@ -121,7 +122,7 @@ class Runs:
         """A machine that waits in a pool and is what is asked for; None: there is none."""
         began = time.perf_counter()
         while (live := self._pools.fitting(image, shape, snapshot)) is not None:
-            machine = await self._pools.take(live, name, config, caller.check)
+            machine = await self._pools.take(live, request.name, config, request.ttl_s, caller.check)
             if machine is not None:
                 return Ran(machine, (time.perf_counter() - began) * 1000, live.pool.name)
         return None
@@ -137,7 +138,7 @@ class Runs:
         async with desk.store.read() as tx:
             snapshot = await find_snapshot(tx, request.snapshot)
             config = changed(bare((await ground_of(tx, snapshot)).config), request.change)
-        ran = await self._from_pool(request.name, snapshot.image, snapshot.shape, snapshot.id, config, caller)
+        ran = await self._from_pool(request, snapshot.image, snapshot.shape, snapshot.id, config, caller)
         if ran is not None:
             return ran
         await desk.admission.refresh()
@@ -151,7 +152,7 @@ class Runs:
                     parent=ground.parent,
                     config=changed(bare(ground.config), request.change),
                 )
-                intent = await self._write_down(tx, flight, machine)
+                intent = await self._write_down(tx, flight, machine, request)
             try:
                 show(Progress("starting"))
                 result = await caller.wait_for(desk.host.fork_snapshot(snapshot.id, [machine], ForkOptions()))
@@ -177,7 +178,7 @@ class Runs:
     ) -> tuple[Machine, Intent]:
         async with self._desk.store.write() as tx:
             machine = replace(await self._new_machine(tx, request.name, image.id, image.name, shape), config=config)
-            return machine, await self._write_down(tx, flight, machine, boots=request.cold_boot)
+            return machine, await self._write_down(tx, flight, machine, request)
 
     async def _new_machine(
         self, tx: AsyncConnection, name: str, image: ImageId, image_name: str, shape: Shape
@@ -200,13 +201,11 @@ class Runs:
             tenant=tenant,
         )
 
-    async def _write_down(
-        self, tx: AsyncConnection, flight: Flight, machine: Machine, *, boots: bool = False
-    ) -> Intent:
+    async def _write_down(self, tx: AsyncConnection, flight: Flight, machine: Machine, request: RunRequest) -> Intent:
         await admit(tx, of_machines(machine.shape, 1))
-        self._desk.admission.admit(machine.shape, 1, boots=boots)
+        self._desk.admission.admit(machine.shape, 1, boots=request.cold_boot)
         await machines.add(tx, [machine])
-        intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id])
+        intent = await intents.add(tx, IntentKind.RUN, machines=[machine.id], **wished(request.ttl_s))
         await events.add(tx, "machine.created", machine.id, f"{machine.name}, of {machine.image_name or machine.image}")
         return flight.take(intent)
 
@@ -246,7 +245,5 @@ class Runs:
         return merge(machine, result.children[0].machine, {template.id})
 
     async def _record(self, machine: Machine, intent: Intent, ready_ms: float) -> None:
-        async with self._desk.store.write() as tx:
-            await machines.save_known(tx, [machine])
-            await intents.end(tx, intent, IntentStatus.DONE)
+        async with self._desk.finishing(intent, [machine]) as tx:
             await events.add(tx, "machine.running", machine.id, f"{machine.name}, after {ready_ms:.0f} ms")

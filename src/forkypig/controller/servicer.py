@@ -12,7 +12,7 @@ import grpc
 from forkypig.controller.changes import Changes
 from forkypig.controller.collector import Collector
 from forkypig.controller.desk import Desk, as_seen, find_machine, find_own_snapshot, find_snapshot, find_source
-from forkypig.controller.forks import Forks
+from forkypig.controller.forks import ForkRequest, Forks
 from forkypig.controller.health import Health
 from forkypig.controller.host import followed
 from forkypig.controller.images import Images
@@ -25,7 +25,7 @@ from forkypig.controller.streams import progressing
 from forkypig.controller.tags import Tags
 from forkypig.core.genealogy import history
 from forkypig.errors import ForkyError
-from forkypig.model import Image, Machine, Progress, Snapshot, check_name
+from forkypig.model import Image, Machine, MachineId, Progress, Snapshot, check_name
 from forkypig.v1 import common_pb2 as common
 from forkypig.v1 import controller_pb2 as pb
 from forkypig.v1 import controller_pb2_grpc, host_pb2
@@ -58,7 +58,12 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         self._desk, self._do = desk, operations
 
     def _machine(self, machine: Machine) -> common.Machine:
-        return convert.machine_to_wire(replace(machine, operation=self._desk.journal.operation_on(machine)))
+        return self._doing(machine, self._desk.journal.operation_on(machine))
+
+    def _doing(self, machine: Machine, operation: str) -> common.Machine:
+        """With what the records don't say."""
+        expires_us = self._desk.leases.expires_us(machine.id)
+        return convert.machine_to_wire(replace(machine, operation=operation, expires_us=expires_us))
 
     @answered
     async def GetStatus(self, request: common.Empty, context: Context) -> pb.GetStatusResponse:
@@ -75,7 +80,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         caller = Caller()
         change = change_from_wire(request.config)
         shape = convert.shape_from_wire(request.shape)
-        asked = RunRequest(request.image, request.name, shape, request.cold_boot, change, request.snapshot)
+        asked = RunRequest(
+            request.image, request.name, shape, request.cold_boot, change, request.snapshot, request.ttl_s
+        )
         running = progressing(self._desk.journal, lambda show: self._do.runs.run(asked, show, caller), caller)
         async with aclosing(running):
             async for update in running:
@@ -91,8 +98,11 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
     @answered
     async def Fork(self, request: pb.ForkRequest, context: Context) -> common.ForkResult:
         options, change = options_from_wire(request.options), change_from_wire(request.config)
-        result = await self._do.forks.fork(request.source, request.count, request.name_prefix, options, change)
-        return convert.fork_result_to_wire(result)
+        asked = ForkRequest(request.source, request.count, request.name_prefix, options, change, request.ttl_s)
+        made = convert.fork_result_to_wire(await self._do.forks.fork(asked))
+        for child in made.children:
+            child.machine.expires_us = self._desk.leases.expires_us(MachineId(child.machine.id))
+        return made
 
     @answered
     async def TakeSnapshot(self, request: pb.TakeSnapshotRequest, context: Context) -> common.Snapshot:
@@ -108,7 +118,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
         async with self._desk.store.glance() as tx:
             machine = await find_machine(tx, request.machine)
             doing = await self._desk.operation_on(tx, machine)
-        return convert.machine_to_wire(replace(machine, operation=doing))
+        return self._doing(machine, doing)
 
     @answered
     async def ListMachines(self, request: pb.ListMachinesRequest, context: Context) -> pb.ListMachinesResponse:
@@ -123,7 +133,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServicer):
             )
             doing = await self._desk.operations(tx)
         return pb.ListMachinesResponse(
-            machines=[convert.machine_to_wire(replace(m, operation=doing.get(m.id, ""))) for m in found],
+            machines=[self._doing(m, doing.get(m.id, "")) for m in found],
             next_page_token=token,
         )
 

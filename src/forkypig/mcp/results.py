@@ -18,6 +18,9 @@ class Machine(BaseModel):
     memory_mib: int
     snapshot: str | None = Field(description="id of the snapshot that it stands on")
     parent: str | None = Field(description="id of the machine that it was forked from")
+    expires_us: int | None = Field(
+        default=None, description="when it is removed unless it is used, in microseconds since the Unix epoch"
+    )
     busy: str | None = Field(default=None, description="what is being done to it now")
     failure: str | None = None
 
@@ -34,6 +37,7 @@ class Machine(BaseModel):
             memory_mib=info.shape.memory_mib,
             snapshot=info.snapshot,
             parent=info.parent,
+            expires_us=info.expires_us or None,
             busy=info.operation or None,
             failure=info.failure or None,
         )

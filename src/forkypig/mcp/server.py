@@ -14,13 +14,14 @@ from pydantic import Field
 from forkypig import model
 from forkypig.mcp import results
 from forkypig.mcp.inside import add_inside
-from forkypig.mcp.tools import DESTROYS, LOOKS, MAKES, Connect, MachineName, SnapshotName, told
+from forkypig.mcp.tools import DESTROYS, LOOKS, MAKES, Connect, MachineName, SnapshotName, TimeToLive, told
 from forkypig.sdk.client import Forky
 
 INSTRUCTIONS = """Forky Pig runs virtual machines that fork like processes. A machine is a whole Linux computer of
 yours: root, Debian, its own disk and network. Typical work: run_machine, exec in it, snapshot before anything risky,
 restore when it broke (memory, processes and disk are again what they were), fork to try several ways at once, each in a
-copy of its own, remove what is no longer needed. Machines go by name or id, snapshots by tag or id."""
+copy of its own, remove what is no longer needed or let it go by itself (ttl_s). Machines go by name or id, snapshots by
+tag or id."""
 
 
 class Connection:
@@ -78,6 +79,7 @@ def _life(server: MCPServer[Any], connect: Connect) -> None:
         egress: Annotated[
             str, Field(description="where its connections may go: allow, deny, or networks like 10.0.0.0/8,1.2.3.4/32")
         ] = "allow",
+        ttl_s: TimeToLive = 0.0,
     ) -> results.Machine:
         """Make a machine and wait until it is ready: a Linux computer with root, from an image or a snapshot.
 
@@ -98,6 +100,7 @@ def _life(server: MCPServer[Any], connect: Connect) -> None:
                 memory_mib=memory_mib,
                 snapshot=snapshot,
                 config=config,
+                ttl_s=ttl_s,
                 on_progress=show,
             )
         finally:
@@ -117,12 +120,13 @@ def _life(server: MCPServer[Any], connect: Connect) -> None:
         source: Annotated[str, Field(description="machine (name or id) or snapshot (tag or id) to copy")],
         count: Annotated[int, Field(ge=1, le=100, description="how many children")] = 1,
         name: Annotated[str, Field(description="children are NAME-1, NAME-2, …; empty: as the source")] = "",
+        ttl_s: TimeToLive = 0.0,
     ) -> results.Fork:
         """Copy a running machine, with memory, processes and disk, into children that go on from this very instant.
 
         The source goes on too. Use it to try several ways at once. Children have a network address of their own; their
         inherited connections are reset."""
-        made = await (await connect()).fork(source, count, name=name)
+        made = await (await connect()).fork(source, count, name=name, ttl_s=ttl_s)
         return results.Fork(snapshot=made.snapshot.id, children=[results.Machine.of(child) for child in made.children])
 
     @server.tool(annotations=DESTROYS)

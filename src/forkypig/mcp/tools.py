@@ -17,6 +17,9 @@ Connect = Callable[[], Awaitable[Forky]]
 
 MachineName = Annotated[str, Field(description="name or id of a machine", min_length=1, max_length=63)]
 SnapshotName = Annotated[str, Field(description="tag or id of a snapshot", min_length=1, max_length=63)]
+TimeToLive = Annotated[
+    float, Field(ge=0, le=2_592_000, description="seconds after its last use when it is removed; 0: it stays")
+]
 GuestPath = Annotated[str, Field(description="absolute path in the machine", pattern=r"^/", max_length=4096)]
 LOOKS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 MAKES = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)

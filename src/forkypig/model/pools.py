@@ -1,4 +1,4 @@
-"""Pools of warm machines, and the leases under which these are held. Standard library only."""
+"""Pools of warm machines, and the leases under which these and others are held. Standard library only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,14 +31,14 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """For how long somebody has a machine of a pool."""
+    """For how long a machine stays that is not used."""
 
     machine: MachineId
     machine_name: str = ""
-    pool: PoolId
+    pool: PoolId  # "": it was not acquired, but made with a lease
     pool_name: str
     tenant: str = DEFAULT_TENANT
-    holder: str = ""  # who acquired it
+    holder: str = ""  # who acquired or made it
     labels: Mapping[str, str] = field(default_factory=dict)
     ttl_s: float = DEFAULT_TTL_S
     acquired_us: int = 0

@@ -58,6 +58,7 @@ class Machine:
     accelerator_reason: str = ""
     created_us: int = 0
     operation: str = ""  # what is being done to it now
+    expires_us: int = 0  # by its lease, when it is removed unless it is used; 0: never
     config: MachineConfig = MachineConfig()
     pool: PoolId | None = None  # it waits there to be acquired, and is nobody's until then
     tenant: str = DEFAULT_TENANT  # whose it is

@@ -19,6 +19,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Int32 = Annotated[int, Field(strict=True, ge=0, le=_INT32)]
 Size = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=86_400 * 365)]
+TimeToLive = Annotated[Seconds, Field(description="it is removed when it was not used for so long; 0: it stays")]
 Name = Annotated[str, Field(pattern=_NAME, max_length=63)]
 Reference = Annotated[str, Path(pattern=_NAME, max_length=63)]
 GuestPath = Annotated[str, Query(pattern=r"^/[^\x00]*$", max_length=4096, description="in the machine; begins with /")]
@@ -97,6 +98,7 @@ class Run(_Body):
     disk_mib: Int32 = 0
     cold_boot: Flag = Field(default=False, description="really boot, don't start from the image's template")
     config: Config = Config()
+    ttl_s: TimeToLive = 0.0
 
 
 class NewFork(_Body):
@@ -110,6 +112,7 @@ class NewFork(_Body):
         default=[], description="environment variables that are wiped in the children"
     )
     config: Config = Config()
+    ttl_s: TimeToLive = 0.0
 
 
 class TakeSnapshot(_Body):
@@ -212,8 +215,7 @@ class Release(_Body):
 class Renew(_Body):
     """A lease that is to begin anew."""
 
-    ttl_s: Seconds = Field(default=0.0, description="0: as it is; ten minutes for a lease that begins")
-    begin: bool = Field(default=False, description="a machine that was not acquired gets a lease")
+    ttl_s: Seconds = Field(default=0.0, description="0: as it is")
 
 
 class NewQuota(_Body):

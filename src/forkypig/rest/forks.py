@@ -15,5 +15,6 @@ async def forked(forky: Forky, source: str, body: bodies.NewFork, change: model.
         quiesce=body.quiesce,
         forget=body.forget,
         config=change,
+        ttl_s=body.ttl_s,
     )
     return resources.Fork.of(made)

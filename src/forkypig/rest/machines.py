@@ -43,6 +43,7 @@ async def run_machine(request: Request, forky: Sdk, body: bodies.Run) -> Respons
             cold_boot=body.cold_boot,
             snapshot=body.snapshot or "",
             config=change,
+            ttl_s=body.ttl_s,
             on_progress=show,
         )
         return resources.MadeMachine(**_of(made).model_dump(), ready_ms=made.ready_ms)

@@ -71,6 +71,5 @@ async def release_machine(machine: Reference, forky: Sdk, body: bodies.Release |
 
 @router.post("/machines/{machine}/renew", dependencies=CHANGES)
 async def renew_lease(machine: Reference, forky: Sdk, body: bodies.Renew | None = None) -> Lease:
-    """Lets the lease of an acquired machine begin anew, as every use of it does."""
-    body = body or bodies.Renew()
-    return Lease.of(await forky.renew(machine, body.ttl_s, begin=body.begin))
+    """Lets a machine's lease begin anew, as every use of it does."""
+    return Lease.of(await forky.renew(machine, body.ttl_s if body else 0.0))

@@ -84,6 +84,7 @@ class Machine(Resource):
     accelerator: str
     accelerator_reason: str
     created_us: int
+    expires_us: int | None = Field(description="by its lease, when it is removed unless it is used")
     network: Network
     limits: Limits
     no_fork: bool

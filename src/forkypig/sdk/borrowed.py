@@ -19,8 +19,8 @@ async def borrowed(forky: "Forky", *sources: str, name: str) -> "AsyncIterator[l
     forks: list[Fork] = []
     try:
         for source in sources:
-            forks.append(await forky.fork(source, name=name))
-            await forky.renew(forks[-1].children[0].id, LONG_S, begin=True)
+            made = await forky.fork(source, name=name, ttl_s=LONG_S)
+            forks.append(made)  # at once: the next may fail
         yield forks
     finally:
         # In a task of its own: who is interrupted a second time does not leave children behind either.

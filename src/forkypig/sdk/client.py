@@ -133,6 +133,7 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
         cold_boot: bool = False,
         snapshot: str = "",
         config: model.ConfigChange = UNCHANGED,
+        ttl_s: float = 0.0,
         on_progress: OnProgress | None = None,
     ) -> Machine:
         """Makes a machine from an image ("" is the default one, built if it is missing) and waits until it is ready.
@@ -142,7 +143,8 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
 
         The first run of an image and shape boots and keeps a template; later ones start from it in milliseconds,
         unless `cold_boot`. Zeros are defaults, "" lets a name be chosen. `config`: network, ports, limits, as far as
-        they are not to be the defaults.
+        they are not to be the defaults. With `ttl_s` it is removed when it was not used (exec, files, terminals, its
+        forks and snapshots, what else is done to it, `renew`) for so many seconds.
         Raises AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, MachineFailed, GuestUnresponsive."""
         for what, value in (("CPUs", cpus), ("MiB of memory", memory_mib), ("MiB of disk", disk_mib)):
             if not 0 <= value < 1 << 31:
@@ -155,6 +157,7 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
             cold_boot=cold_boot,
             snapshot=snapshot,
             config=change_to_wire(config),
+            ttl_s=ttl_s,
         )
         call = self.controller.RunMachine(request, timeout=LONG_S)
         async for update in translated(self.socket, call):
@@ -176,6 +179,7 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
         quiesce: bool = False,
         forget: Sequence[str] = (),
         config: model.ConfigChange = UNCHANGED,
+        ttl_s: float = 0.0,
     ) -> Fork:
         """Makes `count` children (1 to 1000) of a machine or a snapshot, given by id, name or tag.
 
@@ -189,6 +193,7 @@ class Forky(Observing, Storing, Access, Tenancy, Pooling):
             name_prefix=name,
             options=options_to_wire(options),
             config=change_to_wire(config),
+            ttl_s=ttl_s,
         )
         with calls(self.socket):
             message = await self.controller.Fork(request, timeout=LONG_S)

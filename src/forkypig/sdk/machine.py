@@ -85,6 +85,7 @@ class Machine:
         quiesce: bool = False,
         forget: Sequence[str] = (),
         config: model.ConfigChange = UNCHANGED,
+        ttl_s: float = 0.0,
     ) -> Fork:
         """Splits the machine into itself and `count` children (1 to 1000) that inherit its memory and its disk.
 
@@ -93,9 +94,11 @@ class Machine:
         `quiesce` freezes the guest's user processes before the split; they go on when each machine has its own entropy.
         `forget` names environment variables whose values are wiped in the children. `config` is what differs from the
         machine's own config, which children inherit but for the published ports; limits can only become tighter.
+        With `ttl_s` each child is removed when it was not used for so many seconds; of the machine's own lease they
+        inherit nothing.
         Raises InvalidRequest, NotPossibleNow, ResourceExhausted, MachineFailed, GuestUnresponsive."""
         return await self._forky.fork(
-            self.id, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config
+            self.id, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config, ttl_s=ttl_s
         )
 
     async def snapshot(self, tag: str = "", *, message: str = "", quiesce: bool = False) -> model.Snapshot:
@@ -104,6 +107,10 @@ class Machine:
         request = pb.TakeSnapshotRequest(machine=self.id, tag=tag, quiesce=quiesce, message=message)
         with calls(self._forky.socket):
             return convert.snapshot_from_wire(await self._forky.controller.TakeSnapshot(request, timeout=MACHINE_S))
+
+    async def renew(self, ttl_s: float = 0.0) -> model.Lease:
+        """Its lease begins anew. See Pooling.renew."""
+        return await self._forky.renew(self.id, ttl_s)
 
     async def pause(self) -> None:
         """Stops its processors; memory stays. Raises NotPossibleNow when it does not run."""

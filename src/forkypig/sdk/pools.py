@@ -78,7 +78,7 @@ class AcquiredMachine(Machine):
 
     async def renew(self, ttl_s: float = 0.0) -> model.Lease:
         """Its lease begins anew. See Pooling.renew."""
-        self.lease = await self._forky.renew(self.id, ttl_s)
+        self.lease = await super().renew(ttl_s)
         return self.lease
 
 
@@ -166,17 +166,15 @@ class Pooling:
 
     async def release(self, machine: str, *, recycle: bool = False) -> None:
         """Gives an acquired machine back: it is removed, and nothing of it is left for others. `recycle`: its pool has
-        another in its place at once. Raises NotFound, NotPossibleNow (it was not acquired)."""
+        another in its place at once. Raises NotFound, NotPossibleNow (it has no lease)."""
         request = pb.ReleaseRequest(machine=machine, recycle=recycle)
         with calls(self._forky.socket):
             await _stub(self._forky.channel).Release(request, timeout=MACHINE_S)
 
-    async def renew(self, machine: str, ttl_s: float = 0.0, *, begin: bool = False) -> model.Lease:
-        """The lease of an acquired machine begins anew, with another time to live unless `ttl_s` is 0.
-
-        `begin`: any machine may get a lease so (`ttl_s` 0: ten minutes), and is removed from then on when nobody used
-        it for that time. Raises NotFound, NotPossibleNow (it was not acquired), InvalidRequest."""
-        request = pb.RenewRequest(machine=machine, ttl_s=ttl_s, begin=begin)
+    async def renew(self, machine: str, ttl_s: float = 0.0) -> model.Lease:
+        """A machine's lease begins anew, with another time to live unless `ttl_s` is 0. Raises NotFound,
+        NotPossibleNow (it has none), InvalidRequest."""
+        request = pb.RenewRequest(machine=machine, ttl_s=ttl_s)
         with calls(self._forky.socket):
             return wire.lease_from_wire(await _stub(self._forky.channel).Renew(request, timeout=QUICK_S))
 

@@ -99,6 +99,7 @@ class Forky:
         cold_boot: bool = False,
         snapshot: str = "",
         config: model.ConfigChange = UNCHANGED,
+        ttl_s: float = 0.0,
         on_progress: OnProgress | None = None,
     ) -> Machine:
         loop = self._open
@@ -111,6 +112,7 @@ class Forky:
             cold_boot=cold_boot,
             snapshot=snapshot,
             config=config,
+            ttl_s=ttl_s,
             on_progress=on_progress,
         )
         return Machine(loop, loop.run(made))
@@ -125,10 +127,11 @@ class Forky:
         quiesce: bool = False,
         forget: Sequence[str] = (),
         config: model.ConfigChange = UNCHANGED,
+        ttl_s: float = 0.0,
     ) -> Fork:
         loop = self._open
         making = self._inner.fork(
-            source, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config
+            source, count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config, ttl_s=ttl_s
         )
         return fork_of(loop, loop.run(making))
 
@@ -201,8 +204,8 @@ class Forky:
     def release(self, machine: str, *, recycle: bool = False) -> None:
         self._open.run(self._inner.release(machine, recycle=recycle))
 
-    def renew(self, machine: str, ttl_s: float = 0.0, *, begin: bool = False) -> model.Lease:
-        return self._open.run(self._inner.renew(machine, ttl_s, begin=begin))
+    def renew(self, machine: str, ttl_s: float = 0.0) -> model.Lease:
+        return self._open.run(self._inner.renew(machine, ttl_s))
 
     def remove_snapshot(self, snapshot: str) -> None:
         self._open.run(self._inner.remove_snapshot(snapshot))

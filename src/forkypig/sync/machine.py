@@ -111,9 +111,15 @@ class Machine:
         quiesce: bool = False,
         forget: Sequence[str] = (),
         config: model.ConfigChange = UNCHANGED,
+        ttl_s: float = 0.0,
     ) -> "Fork":
-        making = self._inner.fork(count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config)
+        making = self._inner.fork(
+            count, name=name, paused=paused, quiesce=quiesce, forget=forget, config=config, ttl_s=ttl_s
+        )
         return fork_of(self._loop, self._loop.run(making))
+
+    def renew(self, ttl_s: float = 0.0) -> model.Lease:
+        return self._loop.run(self._inner.renew(ttl_s))
 
     def snapshot(self, tag: str = "", *, message: str = "", quiesce: bool = False) -> model.Snapshot:
         return self._loop.run(self._inner.snapshot(tag, message=message, quiesce=quiesce))

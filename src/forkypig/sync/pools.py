@@ -34,9 +34,6 @@ class AcquiredMachine(Machine):
     def release(self, *, recycle: bool = False) -> None:
         self._loop.run(self._acquired.release(recycle=recycle))
 
-    def renew(self, ttl_s: float = 0.0) -> model.Lease:
-        return self._loop.run(self._acquired.renew(ttl_s))
-
     def __enter__(self) -> Self:
         return self
 

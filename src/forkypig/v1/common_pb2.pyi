@@ -198,6 +198,7 @@ class Machine(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    EXPIRES_US_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"m-…" """
     name: _builtins.str
@@ -226,6 +227,8 @@ class Machine(_message.Message):
     """whose it is; empty: "default" """
     pool: _builtins.str
     """the id of the pool where it waits to be acquired; empty: none"""
+    expires_us: _builtins.int
+    """by its lease, when it is removed unless it is used; 0: never"""
     @_builtins.property
     def shape(self) -> Global___Shape: ...
     @_builtins.property
@@ -251,10 +254,11 @@ class Machine(_message.Message):
         config: Global___MachineConfig | None = ...,
         tenant: _builtins.str = ...,
         pool: _builtins.str = ...,
+        expires_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "pool", b"pool", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "address", b"address", "config", b"config", "created_us", b"created_us", "expires_us", b"expires_us", "failure", b"failure", "id", b"id", "image", b"image", "image_name", b"image_name", "name", b"name", "operation", b"operation", "parent", b"parent", "pool", b"pool", "qemu_pid", b"qemu_pid", "shape", b"shape", "snapshot", b"snapshot", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

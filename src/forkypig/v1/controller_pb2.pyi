@@ -114,6 +114,7 @@ class RunMachineRequest(_message.Message):
     COLD_BOOT_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """id or name; empty: the default image, built if it is missing"""
     name: _builtins.str
@@ -122,6 +123,8 @@ class RunMachineRequest(_message.Message):
     """really boot, don't start from the template"""
     snapshot: _builtins.str
     """start from this one: no image, shape or cold_boot then; the config is its machine's, changed"""
+    ttl_s: _builtins.float
+    """it has a lease, and is removed when it was not used for so long; 0: none"""
     @_builtins.property
     def shape(self) -> _common_pb2.Shape:
         """zero fields: the defaults"""
@@ -139,10 +142,11 @@ class RunMachineRequest(_message.Message):
         cold_boot: _builtins.bool = ...,
         config: _common_pb2.ConfigChange | None = ...,
         snapshot: _builtins.str = ...,
+        ttl_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_boot", b"cold_boot", "config", b"config", "image", b"image", "name", b"name", "shape", b"shape", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_boot", b"cold_boot", "config", b"config", "image", b"image", "name", b"name", "shape", b"shape", "snapshot", b"snapshot", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,12 +215,15 @@ class ForkRequest(_message.Message):
     NAME_PREFIX_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """a machine's id or name, or a snapshot's id or tag"""
     count: _builtins.int
     """1 to 1000"""
     name_prefix: _builtins.str
     """empty: the source's name. Children are PREFIX-1, PREFIX-2, …, the next free numbers"""
+    ttl_s: _builtins.float
+    """each child has a lease, and is removed when it was not used for so long; 0: none"""
     @_builtins.property
     def options(self) -> _common_pb2.ForkOptions: ...
     @_builtins.property
@@ -231,10 +238,11 @@ class ForkRequest(_message.Message):
         name_prefix: _builtins.str = ...,
         options: _common_pb2.ForkOptions | None = ...,
         config: _common_pb2.ConfigChange | None = ...,
+        ttl_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "count", b"count", "name_prefix", b"name_prefix", "options", b"options", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "count", b"count", "name_prefix", b"name_prefix", "options", b"options", "source", b"source", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

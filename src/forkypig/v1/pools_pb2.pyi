@@ -148,7 +148,7 @@ class Lease(_message.Message):
     pool: _builtins.str
     """name; empty for a machine that was not acquired"""
     holder: _builtins.str
-    """who acquired it"""
+    """who acquired or made it"""
     ttl_s: _builtins.float
     acquired_us: _builtins.int
     pool_id: _builtins.str
@@ -416,22 +416,18 @@ class RenewRequest(_message.Message):
 
     MACHINE_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
-    BEGIN_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     ttl_s: _builtins.float
-    """0: as it is; ten minutes for a lease that begins"""
-    begin: _builtins.bool
-    """a machine that has no lease gets one: from then on it is removed when it was not used for so long"""
+    """0: as it is"""
     def __init__(
         self,
         *,
         machine: _builtins.str = ...,
         ttl_s: _builtins.float = ...,
-        begin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "machine", b"machine", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,5 +1,7 @@
 """Pools and leases, model <-> protobuf."""
 
+from dataclasses import replace
+
 from forkypig import model
 from forkypig.model.ids import ImageId, MachineId, PoolId, SnapshotId
 from forkypig.v1 import pools_pb2 as pb
@@ -86,7 +88,7 @@ def lease_from_wire(message: pb.Lease) -> model.Lease:
 
 def acquired_to_wire(acquired: model.Acquired) -> pb.AcquireResponse:
     return pb.AcquireResponse(
-        machine=convert.machine_to_wire(acquired.machine),
+        machine=convert.machine_to_wire(replace(acquired.machine, expires_us=acquired.lease.expires_us)),
         lease=lease_to_wire(acquired.lease),
         waited_ms=acquired.waited_ms,
         arrived_us=acquired.arrived_us,

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import structlog
 from google.protobuf.message import Message
@@ -142,9 +143,13 @@ class Retries:
         """The answer, from what an operation has made. How long it took is not known any more."""
         async with self._store.read() as tx:
             made = [await machines.get(tx, machine) for machine in done.machines]
+            held = await pools.leases_of(tx, done.machines)
             snapshot = await snapshots.get(tx, done.snapshot) if done.snapshot else None
-            lease = await pools.lease_of(tx, done.machines[0]) if done.kind is IntentKind.ACQUIRE else None
-            there = [machine for machine in made if machine is not None]
+            there = [
+                replace(machine, expires_us=held[machine.id].expires_us if machine.id in held else 0)
+                for machine in made
+                if machine is not None
+            ]
             if done.kind is IntentKind.FORK and there and snapshot is None and there[0].snapshot:
                 snapshot = await snapshots.get(tx, there[0].snapshot)
         if done.kind in (IntentKind.REMOVE_MACHINE, IntentKind.REMOVE_SNAPSHOT):
@@ -155,7 +160,7 @@ class Retries:
             if done.kind is IntentKind.RUN:
                 result = pb.RunResult(machine=convert.machine_to_wire(there[0]))
                 return pb.RunMachineResponse(result=result)
-            if lease is not None:
+            if done.kind is IntentKind.ACQUIRE and (lease := held.get(done.machines[0])) is not None:
                 return pool_wire.acquired_to_wire(Acquired(there[0], lease, 0.0, lease.acquired_us))
             if done.kind is IntentKind.FORK and snapshot is not None:
                 children = tuple(Child(machine, 0.0) for machine in there)

@@ -127,7 +127,7 @@ class Acquiring:
                 if (claim := await self._claim(flight, live, machine, wish)) is None:
                     return None
                 live.acquired, live.in_hand, in_hand = live.acquired + 1, live.in_hand - 1, 0
-                self._leases.took(claim.lease)
+                desk.leases.took(claim.lease)
                 try:
                     seen = await claim.running
                 except ForkyError as error:

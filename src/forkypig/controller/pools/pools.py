@@ -54,15 +54,14 @@ class Pools:
 
     def __init__(self, desk: Desk, changes: Changes, images: Images, templates: Templates) -> None:
         self._desk, self._images = desk, images
-        self.leases = PoolLeases(desk, changes)
-        self.filler = Filler(desk, self.leases, templates)
-        self._acquiring = Acquiring(desk, self.leases)
-        self._runs = PoolRuns(desk, self.leases)
+        self._leases = PoolLeases(desk, changes)
+        self.filler = Filler(desk, self._leases, templates)
+        self._acquiring = Acquiring(desk, self._leases)
+        self._runs = PoolRuns(desk)
         self._live: dict[PoolId, LivePool] = {}
         self._by_name: dict[tuple[str, str], LivePool] = {}  # of a tenant
         self._going: set[PoolId] = set()  # under removal here
         self._loaded = asyncio.Event()
-        self._look = asyncio.Event()
         self._comparing = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -155,7 +154,7 @@ class Pools:
             async with self._desk.store.read() as tx:
                 waiting = tuple(m for m in await machines.in_pools(tx) if m.pool == live.pool.id)
             held = tuple(
-                lease for lease in self.leases.held.values() if lease.pool == live.pool.id and lease.expires_us
+                lease for lease in self._desk.leases.held.values() if lease.pool == live.pool.id and lease.expires_us
             )
         return PoolStatus(
             pool=live.pool,
@@ -199,58 +198,60 @@ class Pools:
                 return live
         return None
 
-    async def take(self, live: LivePool, name: str, config: MachineConfig, check: Callable[[], None]) -> Machine | None:
+    async def take(
+        self, live: LivePool, name: str, config: MachineConfig, ttl_s: float, check: Callable[[], None]
+    ) -> Machine | None:
         """See PoolRuns."""
         live.demand.note(asyncio.get_running_loop().time())
         self.filler.give_way()
-        return await self._runs.take(live, name, config, check)
+        return await self._runs.take(live, name, config, ttl_s, check)
 
     async def release(self, machine: str, *, recycle: bool) -> None:
         """Ends an acquired machine. `recycle`: its pool has another in its place at once, not when there is time."""
         self.filler.give_way()
-        lease = await self.leases.release(machine)
+        lease = await self._leases.release(machine)
         if (live := self._live.get(lease.pool)) is not None:
             live.acquired = max(0, live.acquired - 1)
             live.demand.stir(asyncio.get_running_loop().time())
             live.owed += recycle
             live.changed.set()
 
-    async def renew(self, machine: str, ttl_s: float, *, begin: bool) -> Lease:
-        lease = await self.leases.renew(machine, ttl_s, begin=begin)
-        self._look.set()  # without pools nobody has looked so far
-        return lease
+    async def renew(self, machine: str, ttl_s: float) -> Lease:
+        """See PoolLeases."""
+        return await self._leases.renew(machine, ttl_s)
 
     # -- what the database says ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Looks for ever: once a second while there may be something to look after."""
+        desk = self._desk
         async with asyncio.TaskGroup() as self._tasks:
             while True:
                 try:
                     await self._compare()
                     self._loaded.set()
-                    await self.leases.look()
+                    await self._leases.look()
                 except ForkyError as error:
                     log.warning("pools not looked after", error=str(error))
                 except Exception:  # the edge of a task that leases rely on
                     log.exception("looking after pools failed")
                 # Without pools there is nothing to see, unless other controllers make some.
-                has_to_look = self._live or self.leases.held or self._desk.store.is_shared
+                has_to_look = self._live or desk.leases.held or desk.store.is_shared
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_S if has_to_look else None):
-                        await self._look.wait()
-                self._look.clear()
+                        await desk.leases.to_look.wait()
+                desk.leases.to_look.clear()
 
     async def _compare(self) -> None:
         async with self._comparing:
             known = list(self._live.values())
             for live in known:
                 live.fresh.clear()
-            self.leases.fresh.clear()
+            self._desk.leases.fresh.clear()
             async with self._desk.store.read() as tx:
                 rows, going = await pools.every(tx), await pools.removing(tx)
                 waiting, held = await machines.in_pools(tx), await pools.leases(tx)
-            self.leases.refresh(held)
+            self._desk.leases.refresh(held)
             there = {row.id for row in rows}
             for live in known:
                 if live.pool.id not in there:  # another controller has removed it
@@ -266,7 +267,7 @@ class Pools:
     def _sort(self, live: LivePool, waiting: list[Machine]) -> None:
         """Which of them are ready, and which will never be."""
         journal = self._desk.journal
-        live.acquired = sum(lease.pool == live.pool.id for lease in self.leases.held.values())
+        live.acquired = sum(lease.pool == live.pool.id for lease in self._desk.leases.held.values())
         ready = {m.id for m in waiting if m.state is MachineState.PAUSED}
         live.line.keep(ready | live.fresh)
         making = {m.id for m in waiting if m.state is MachineState.CREATING} - live.fresh
@@ -279,7 +280,7 @@ class Pools:
                     live.put(machine.id)
             elif machine.state not in (MachineState.CREATING, MachineState.REMOVING):
                 why = machine.failure or f"it was found {machine.state.value}"
-                journal.begin(self.leases.dispose(live.pool, MachineId(machine.id), why))
+                journal.begin(self._leases.dispose(live.pool, MachineId(machine.id), why))
         live.changed.set()
 
     def _take_up(self, pool: Pool) -> LivePool:
@@ -287,7 +288,7 @@ class Pools:
         live.changed.set()
         assert self._tasks is not None
         self._tasks.create_task(self.filler.keep(live))
-        self._look.set()
+        self._desk.leases.to_look.set()
         return live
 
     def _drop(self, live: LivePool) -> None:

@@ -65,4 +65,4 @@ class PoolServicer(pools_pb2_grpc.PoolsServicer):
 
     @answered
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.Lease:
-        return wire.lease_to_wire(await self._pools.renew(request.machine, request.ttl_s, begin=request.begin))
+        return wire.lease_to_wire(await self._pools.renew(request.machine, request.ttl_s))

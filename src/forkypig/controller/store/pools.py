@@ -187,14 +187,18 @@ async def leases(connection: AsyncConnection) -> list[Lease]:
     return [_lease(row) for row in rows]
 
 
-async def lease_of(connection: AsyncConnection, machine: MachineId) -> Lease | None:
-    found = await connection.execute(
+async def leases_of(connection: AsyncConnection, held: Sequence[MachineId]) -> dict[MachineId, Lease]:
+    """Of those of these machines that have one."""
+    rows = await connection.execute(
         select(pool_leases, machines.c.name)
         .join(machines, machines.c.id == pool_leases.c.machine)
-        .where(pool_leases.c.machine == machine)
+        .where(pool_leases.c.machine.in_(held))
     )
-    row = found.first()
-    return _lease(row) if row else None
+    return {MachineId(row.machine): _lease(row) for row in rows}
+
+
+async def lease_of(connection: AsyncConnection, machine: MachineId) -> Lease | None:
+    return (await leases_of(connection, [machine])).get(machine)
 
 
 async def end_lease(connection: AsyncConnection, lease: Lease) -> None:
