@@ -6,7 +6,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 PYTEST := $(BIN)/python -m pytest
 CHECKED := src tests scripts $(wildcard bench)
 
-.PHONY: help setup image check test test-all test-quick demo bench stubs openapi lock clean
+.PHONY: help setup image check test test-all test-quick shake demo bench stubs openapi lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -34,6 +34,9 @@ test-all: setup image ## make test, and what that leaves out because it takes lo
 
 test-quick: ## unit and component tests alone: no machines, no root
 	$(PYTEST) tests/unit tests/component
+
+shake: setup ## the component tests with tasks that take steps late, by many ways: finds races
+	for late in 0.02:100 0.1:40 0.3:10; do FORKY_TEST_SHAKE=$$late $(PYTEST) tests/component || exit; done
 
 demo: setup ## forks a running machine into 8 children and shows what happened
 	@$(ROOT) $(BIN)/python scripts/demo.py

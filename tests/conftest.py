@@ -1,11 +1,14 @@
-"""For all tests: how long an example takes says something of the host, and nothing of the code; and Ctrl-C."""
+"""For all tests: how long an example takes says something of the host, not of the code; Ctrl-C; and `make shake`."""
 
 import signal
 
 from hypothesis import settings
 
+from tests.shaken import shake
+
 settings.register_profile("forky", deadline=None)
 settings.load_profile("forky")
+shake()
 
 
 def pytest_keyboard_interrupt() -> None:

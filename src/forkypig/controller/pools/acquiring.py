@@ -92,8 +92,8 @@ class Acquiring:
         live.demand.note(loop.time())
         until, again = loop.time() + wish.wait_s, False
         while True:
-            machine = await live.next_machine(max(0.0, until - loop.time()), first=again)
-            waited_ms = (time.perf_counter() - began) * 1000
+            machine, given_s = await live.next_machine(max(0.0, until - loop.time()), first=again)
+            waited_ms = (given_s - began) * 1000
             given = await self._give(live, machine, wish, _Turn(waited_ms, round((_EPOCH_S + began) * 1e6)))
             if given is not None:
                 return given.acquired
@@ -119,14 +119,14 @@ class Acquiring:
 
     async def _hand_over(self, live: LivePool, machine: MachineId, wish: Wish, turn: _Turn) -> _Given | None:
         desk = self._desk
-        in_hand = 1
         try:
             with contextlib.ExitStack() as stack:
                 flight = stack.enter_context(desk.journal.flight())
                 flight.take(_acquisition(machine))
                 if (claim := await self._claim(flight, live, machine, wish)) is None:
                     return None
-                live.acquired, live.in_hand, in_hand = live.acquired + 1, live.in_hand - 1, 0
+                live.in_hand.discard(machine)
+                live.acquired += 1
                 desk.leases.took(claim.lease)
                 try:
                     seen = await claim.running
@@ -142,7 +142,7 @@ class Acquiring:
                 # Under way until then: else it could be taken for left over.
                 noted = desk.journal.begin(self._note(claim, acquired, wish, asked, stack.pop_all()))
         finally:
-            live.in_hand -= in_hand
+            live.in_hand.discard(machine)
             live.changed.set()
         return _Given(acquired, claim, asked, noted)
 

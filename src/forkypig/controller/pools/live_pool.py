@@ -4,6 +4,7 @@ All of it is gone when the controller ends: the database says which machines wai
 """
 
 import asyncio
+import time
 
 from forkypig.core.pools import LEAST_REFILL_S, Demand, Line, Stock, wanted
 from forkypig.errors import NotFound, ResourceExhausted
@@ -18,12 +19,12 @@ class LivePool:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.line: Line[MachineId, asyncio.Future[MachineId]] = Line()
+        self.line: Line[MachineId, asyncio.Future[tuple[MachineId, float]]] = Line()
         self.demand = Demand()
         self.filling = 0
         self.elsewhere = 0  # machines that another controller makes, or left half-made
         self.acquired = 0
-        self.in_hand = 0  # taken out of the line, and not leased yet
+        self.in_hand: set[MachineId] = set()  # taken out of the line; the database does not know yet
         self.owed = 0  # machines that were given back to be recycled
         self.failure = ""  # why the last refill failed
         self.changed = asyncio.Event()  # its filler has to look
@@ -38,7 +39,7 @@ class LivePool:
         return Stock(
             ready=len(self.line.ready),
             filling=self.filling + self.elsewhere,
-            acquired=self.acquired + self.in_hand,
+            acquired=self.acquired + len(self.in_hand),
             waiting=len(self.line.waiting),
             owed=self.owed,
         )
@@ -59,21 +60,26 @@ class LivePool:
         self.fresh.add(machine)
         while (waiter := self.line.put(machine)) is not None:
             if not waiter.done():  # else they have just left
-                waiter.set_result(machine)
-                self.in_hand += 1
+                waiter.set_result((machine, time.perf_counter()))
+                self.in_hand.add(machine)
                 return
 
-    async def next_machine(self, wait_s: float, *, first: bool = False) -> MachineId:
-        """The next machine that is ready, in turn; it is `in_hand` from then on. `first`: a caller who had their turn,
-        and got nothing of use.
+    def take(self) -> MachineId | None:
+        """A machine for somebody who does not wait; it is `in_hand` from then on."""
+        if (machine := self.line.take()) is not None:
+            self.in_hand.add(machine)
+        return machine
+
+    async def next_machine(self, wait_s: float, *, first: bool = False) -> tuple[MachineId, float]:
+        """The next machine that is ready, in turn, and when it was given (perf_counter, s); it is `in_hand` from then
+        on. `first`: a caller who had their turn, and got nothing of use.
 
         Raises ResourceExhausted, with what to do, when none is ready in time; NotFound when the pool is removed."""
         if self.closed:
             raise self._gone()
-        if (machine := self.line.take()) is not None:
-            self.in_hand += 1
-            return machine
-        turn: asyncio.Future[MachineId] = asyncio.get_running_loop().create_future()
+        if (machine := self.take()) is not None:
+            return machine, time.perf_counter()
+        turn: asyncio.Future[tuple[MachineId, float]] = asyncio.get_running_loop().create_future()
         self.line.join(turn, first=first)
         self.changed.set()
         try:
@@ -82,8 +88,9 @@ class LivePool:
         except BaseException as error:
             self.line.leave(turn)
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.in_hand -= 1
-                self.put(turn.result())  # it came as they went
+                machine, _ = turn.result()  # it came as they went
+                self.in_hand.discard(machine)
+                self.put(machine)
             if isinstance(error, TimeoutError):
                 raise ResourceExhausted(self._why(wait_s)) from error
             raise

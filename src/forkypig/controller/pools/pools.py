@@ -276,7 +276,7 @@ class Pools:
             if journal.concerns(machine.id):
                 continue
             if machine.id in ready:
-                if machine.id not in live.line.ready:
+                if machine.id not in live.line.ready and machine.id not in live.in_hand:
                     live.put(machine.id)
             elif machine.state not in (MachineState.CREATING, MachineState.REMOVING):
                 why = machine.failure or f"it was found {machine.state.value}"

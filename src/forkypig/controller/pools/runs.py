@@ -28,13 +28,14 @@ class PoolRuns:
     ) -> Machine | None:
         """A machine that runs, called `name` ("": as it is); None: none is ready. `check` raises when the caller has
         left. Raises AlreadyExists, and what the host does not let a machine have; then nothing is left of it."""
-        machine = live.line.take()
+        machine = live.take()
         if machine is None:
             return None
         live.changed.set()
         desk = self._desk
         with desk.journal.flight() as flight:
             found = await self._claim(flight, live, machine, name, ttl_s)
+            live.in_hand.discard(machine)
             if found is None:
                 return None
             row, intent = found
@@ -70,5 +71,6 @@ class PoolRuns:
                 flight.take(intent)
                 return row, intent
         except ForkyError:
+            live.in_hand.discard(machine)
             live.put(machine)  # nothing was done to it
             raise
