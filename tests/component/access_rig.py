@@ -78,13 +78,6 @@ class Caller(Client):
         with rpc_errors():
             return await getattr(self._auth, method)(request or common_pb2.Empty(), **self.options)
 
-    async def run_all(self, name: str = "", **fields: Any) -> list[Any]:
-        from forkypig.v1 import controller_pb2
-
-        with rpc_errors():
-            request = controller_pb2.RunMachineRequest(name=name, **fields)
-            return [update async for update in self.stub.RunMachine(request, **self.options)]
-
     @property
     def options(self) -> dict[str, Any]:
         return {"timeout": 30, "metadata": self.metadata}

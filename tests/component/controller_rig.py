@@ -45,6 +45,11 @@ class Client:
         self.observation: Any = observe_pb2_grpc.ObservationStub(channel)
         self.tenants: Any = tenants_pb2_grpc.TenantsStub(channel)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of every call."""
+        return {"timeout": 30}
+
     def in_tenant(self, tenant: str) -> "Client":
         """The operator's calls in another tenant."""
         return Client(self._channel, tenant)
@@ -53,7 +58,7 @@ class Client:
         return (await self.run_all(name, **fields))[-1].result.machine
 
     async def run_all(self, name: str = "", **fields: Any) -> list[pb.RunMachineResponse]:
-        call = self.stub.RunMachine(pb.RunMachineRequest(name=name, **fields), timeout=30)
+        call = self.stub.RunMachine(pb.RunMachineRequest(name=name, **fields), **self.options)
         try:
             with rpc_errors():
                 return [update async for update in call]

@@ -293,8 +293,6 @@ async def test_a_thousand_at_once_and_who_leaves_leaves_nothing(served: Served, 
         leaving = asyncio.create_task(leaver.run_all("left"))
         await stall.reached.wait()
         leaving.cancel()
-        host.stalls.clear()
-        stall.go.set()
 
         async def only_web() -> bool:
             return [m.name for m in (await caller.call("ListMachines")).machines] == ["web"] and len(host.machines) == 1
