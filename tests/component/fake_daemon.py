@@ -49,12 +49,12 @@ async def main(name: str, manner: str) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     server.add_insecure_port(f"unix:{place.socket(name)}")
-    await server.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, (lambda: None) if manner == "stubborn" else stop.set)
     with (place.home / "starts").open("a") as file:
         file.write(f"{name} {os.getpid()}\n")
+    await server.start()  # from here on it may be ended
     await stop.wait()
     await server.stop(None)
 
