@@ -92,6 +92,9 @@ async def serve(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)
+    stop = stop or asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can find us
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     old_umask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -105,10 +108,6 @@ async def serve(
         os.umask(old_umask)
     for name in ("", *service_names):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    stop = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     log.info("serving", socket=str(path), pid=os.getpid())
     tell_systemd()
     await stop.wait()
