@@ -19,7 +19,7 @@ from forkypig.v1 import agent_pb2, common_pb2, store_pb2, store_pb2_grpc
 from forkypig.v1 import auth_pb2 as pb
 from forkypig.v1 import controller_pb2 as controller
 from tests.component.access_rig import Served, serving
-from tests.component.controller_rig import home, running_host
+from tests.component.controller_rig import eventually, home, running_host
 
 
 def entry(number: int = 0, method: str = "Controller/Fork") -> AuditEntry:
@@ -104,8 +104,14 @@ async def test_admins_read_their_tenants_and_follow() -> None:
                 seen = await asyncio.wait_for(call.read(), 30)
                 assert (seen.method, seen.tenant) == ("Controller/RunMachine", "acme")
                 call.cancel()
+                await served.audit_with('"Auth/ReadAudit"')
                 everything = [e async for e in operator._auth.ReadAudit(pb.ReadAuditRequest(), timeout=30)]
                 assert {"acme", "other", "default"} <= {e.tenant for e in everything}
+
+                async def that_is_told() -> bool:
+                    return served.audit().count('"Auth/ReadAudit"') == 2
+
+                await eventually(that_is_told)
                 late = pb.ReadAuditRequest(since_us=everything[-1].time_us + 1)
                 rest = [e async for e in operator._auth.ReadAudit(late, timeout=30)]
                 assert [e.method for e in rest] == ["Auth/ReadAudit"]
