@@ -1,11 +1,15 @@
 """Arguments that several commands share."""
 
-from collections.abc import Sequence
-from typing import Annotated
+import functools
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import typer
 
 from forkypig.cli import durations, sizes
+from forkypig.errors import InvalidRequest
+
+T = TypeVar("T")
 
 MachineName = Annotated[str, typer.Argument(metavar="MACHINE", help="A machine's id or name.", show_default=False)]
 SourceName = Annotated[
@@ -24,22 +28,22 @@ ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id o
 TAKING_A_COMMAND = ("run", "exec", "bisect")
 
 
-def size(text: str) -> int:
-    """A size in MiB, for typer; defaults are None, since numbers would pass through here as text too.
+def parameter(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """For typer: what `parse` refuses is a BadParameter. Defaults are to be None, since numbers would pass through here
+    as text too."""
 
-    Raises BadParameter."""
-    try:
-        return sizes.mib(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    @functools.wraps(parse)
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except (ValueError, InvalidRequest) as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parsed
 
 
-def span(text: str) -> float:
-    """Seconds, for typer. Raises BadParameter."""
-    try:
-        return durations.seconds(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+size = parameter(sizes.mib)
+span = parameter(durations.seconds)
 
 
 def lifetime(text: str) -> float:

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forkypig.cli import documents, printing, sizes
-from forkypig.cli.arguments import MachineName, size
+from forkypig.cli.arguments import MachineName, parameter, size
 from forkypig.cli.runtime import connected
-from forkypig.errors import InvalidRequest
 from forkypig.model import ConfigChange, Egress, Limits, NetworkMode, PortForward, Restart, TcpMode
 
 if TYPE_CHECKING:
@@ -16,18 +15,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-def _egress(text: str) -> Egress:
-    try:
-        return Egress.parse(text)
-    except InvalidRequest as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _port(text: str) -> PortForward:
-    try:
-        return PortForward.parse(text)
-    except InvalidRequest as error:
-        raise typer.BadParameter(str(error)) from error
+_egress = parameter(Egress.parse)
+_port = parameter(PortForward.parse)
 
 
 def _host_side(text: str) -> PortForward:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 
+from forkypig.controller.counted import counted
 from forkypig.controller.host import Host
 from forkypig.controller.principal import acting, for_tenant
 from forkypig.controller.store import Store, machines
@@ -99,13 +100,10 @@ class Admission:
     @contextlib.contextmanager
     def using(self, machine: str) -> Iterator[None]:
         """In the block somebody is in the machine: it is not idle."""
-        self._in_use[machine] += 1
         try:
-            yield
+            with counted(self._in_use, machine):
+                yield
         finally:
-            self._in_use[machine] -= 1
-            if not self._in_use[machine]:
-                del self._in_use[machine]
             if (was := self._seen.get(machine)) is not None:
                 self._seen[machine] = Seen(was.cpu_s, was.at_s, time.monotonic())
 

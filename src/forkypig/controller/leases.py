@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from forkypig.controller.counted import counted
 from forkypig.controller.principal import principal
 from forkypig.controller.store import pools
 from forkypig.core.intents import Intent
@@ -87,13 +88,10 @@ class Leases:
         """For as long as the block lasts the machine's lease does not end; then it begins anew. Fine for one without,
         and for one whose lease another controller has just written, which is known here within a second."""
         found = MachineId(machine)
-        self._using[found] += 1
         try:
-            yield
+            with counted(self._using, found):
+                yield
         finally:
-            self._using[found] -= 1
-            if not self._using[found]:
-                del self._using[found]
             self._moved(found)
 
     def _moved(self, machine: MachineId) -> None:

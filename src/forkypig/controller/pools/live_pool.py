@@ -56,7 +56,8 @@ class LivePool:
         self._refill_s = max(LEAST_REFILL_S, (1 - _NEWEST) * self._refill_s + _NEWEST * took_s)
 
     def put(self, machine: MachineId) -> None:
-        """A machine is ready: it is for whoever has waited longest, or stands in line."""
+        """A machine is ready, or given back: it is for whoever has waited longest, or stands in line."""
+        self.in_hand.discard(machine)
         self.fresh.add(machine)
         while (waiter := self.line.put(machine)) is not None:
             if not waiter.done():  # else they have just left
@@ -88,9 +89,7 @@ class LivePool:
         except BaseException as error:
             self.line.leave(turn)
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                machine, _ = turn.result()  # it came as they went
-                self.in_hand.discard(machine)
-                self.put(machine)
+                self.put(turn.result()[0])  # it came as they went
             if isinstance(error, TimeoutError):
                 raise ResourceExhausted(self._why(wait_s)) from error
             raise

@@ -71,6 +71,5 @@ class PoolRuns:
                 flight.take(intent)
                 return row, intent
         except ForkyError:
-            live.in_hand.discard(machine)
             live.put(machine)  # nothing was done to it
             raise
